@@ -1,7 +1,8 @@
 """A file that only grows, whose failed writes are kept and tried again.
 
-What a message lost in the middle would do: every later delta dictionary would be off. So
-nothing accepted is ever dropped; while the disk refuses, the file is `full` and takes no more.
+A message missing in the middle would spoil all that follows (a later delta dictionary
+refers to it), so nothing accepted is ever dropped. While the disk refuses, the bytes wait in
+memory; past a limit the file is `full` and its owner must append nothing more.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Host memory we may hold while the disk refuses.
-_MAX_PENDING = 8 * 2**20
+# Memory of the host process we may hold while the disk refuses.
+_MAX_WAITING = 8 * 2**20
 
 
 class AppendFile:
-    """Appends bytes straight to the operating system: nothing is lost by a SIGKILL."""
+    """Appends bytes straight to the operating system: a SIGKILL loses none of them."""
 
     def __init__(self, path: Path) -> None:
         """Create `path` (mode 0600).
@@ -24,30 +25,40 @@ class AppendFile:
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self.path = path
-        self.size = 0
-        self._pending = b""
+        self.size = 0  # bytes the system has taken
+        self._waiting = b""
         self._descriptor = os.open(path, flags, 0o600)
 
     @property
+    def waits(self) -> bool:
+        """Something accepted is not on disk yet."""
+        return bool(self._waiting)
+
+    @property
     def full(self) -> bool:
-        """Too much waits for the disk: append nothing until `push` succeeds."""
-        return len(self._pending) > _MAX_PENDING
+        return len(self._waiting) > _MAX_WAITING
 
     def append(self, data: bytes) -> None:
-        """Take `data` and try to write all that waits.
+        """Take `data`, and write all that waits.
 
         Raises:
-            OSError: the system refused; what was taken stays and is tried by the next call.
+            OSError: the system refused; what was taken waits for the next call.
         """
-        self._pending += data
+        self._waiting += data
         self.push()
 
     def push(self) -> None:
         """Write what waits. Raises OSError as `append` does."""
-        while self._pending:
-            written = os.write(self._descriptor, self._pending)
-            self._pending = self._pending[written:]
+        while self._waiting:
+            written = os.write(self._descriptor, self._waiting)
+            self._waiting = self._waiting[written:]
             self.size += written
+
+    def clear(self) -> None:
+        """Forget the contents. Raises OSError; nothing is changed then."""
+        os.ftruncate(self._descriptor, 0)
+        self.size = 0
+        self._waiting = b""
 
     def check(self) -> None:
         """Raise FileNotFoundError if the file was deleted: writes would go nowhere, silently."""
@@ -55,6 +66,7 @@ class AppendFile:
             raise FileNotFoundError(f"{self.path} was deleted while it was recorded")
 
     def close(self) -> None:
+        """Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -123,7 +123,8 @@ def _read(path: Path, page: mmap.mmap) -> Heartbeat:
             "newer-heartbeat", f"{path} has layout {version}; this diag reads up to {VERSION}"
         )
     consistent, beat = _snapshot(page)
-    return Heartbeat(pid, boot.rstrip(b"\0").decode("ascii", "replace"), *beat, consistent)
+    boot_text = boot.rstrip(b"\0").decode("ascii", "replace")
+    return Heartbeat(pid, boot_text, *beat, consistent=consistent)
 
 
 def _snapshot(page: mmap.mmap) -> tuple[bool, tuple[int, ...]]:

@@ -15,7 +15,7 @@ Row = tuple[Any, ...]
 
 
 def roll_up(rows: Iterable[Row]) -> list[Row]:
-    """One row per step, group, op and source, in order of first appearance.
+    """One row per step, group, op and source of one flush, in order of first appearance.
 
     A summed row has no `seq` and no `site`, which is how readers know it. `bytes` is the sum;
     `issue_ns` and `wait_ns` are the first ones, and `end_ns` is set so that `end_ns - wait_ns`
