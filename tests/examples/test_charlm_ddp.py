@@ -1,0 +1,90 @@
+"""The example trains on real text: by itself, and on two ranks under torch's launcher."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "charlm_ddp.py"
+SMALL = [
+    "--steps=40",
+    "--eval-every=40",
+    "--batch-size=4",
+    "--context=64",
+    "--layers=1",
+    "--width=64",
+]
+
+
+def run(*launcher: str, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [sys.executable, *launcher, str(EXAMPLE), *SMALL],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def losses(output: str, kind: str) -> list[float]:
+    return [float(x) for x in re.findall(rf"^step +\d+  {kind} (\S+)$", output, re.MULTILINE)]
+
+
+def test_alone_it_learns() -> None:
+    output = run()
+    first, *_, last = losses(output, "loss")
+    assert first == pytest.approx(4.85, abs=0.4)  # ln(128): nothing known yet
+    assert last < 3.6
+    (validation,) = losses(output, "validation loss")
+    assert validation < 3.6
+    assert "1 x cpu" in output
+
+
+@pytest.mark.ranks
+def test_two_ranks_learn_and_one_prints() -> None:
+    output = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert output.count("2 x cpu") == 1
+    assert len(losses(output, "validation loss")) == 1
+    assert losses(output, "validation loss")[0] < 3.6
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLE))
+
+
+def test_no_window_is_both_trained_on_and_held_out(example: dict[str, Any]) -> None:
+    text, held_out = example["read_standard_library"]()
+    assert len(text) > 5 * len(held_out) > 100_000
+    assert int(text.max()) < example["NUM_SYMBOLS"]
+    sample = bytes(held_out[:2_000].tolist())
+    assert sample not in bytes(text.tolist())
+
+
+def test_the_target_is_the_next_character(example: dict[str, Any]) -> None:
+    windows = example["Windows"](torch.arange(100, dtype=torch.uint8), 10)
+    assert len(windows) == 9
+    x, y = windows[3]
+    assert x.tolist() == list(range(30, 40))
+    assert y.tolist() == list(range(31, 41))
+
+
+def test_the_future_is_hidden(example: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = example["CharGPT"](context=8, layers=2, width=16, heads=2).eval()
+    x = torch.randint(0, 128, (1, 8))
+    changed = x.clone()
+    changed[0, 5] = (changed[0, 5] + 1) % 128
+    before, after = model(x), model(changed)
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
