@@ -124,7 +124,10 @@ def _read(path: Path, page: mmap.mmap) -> Heartbeat:
         )
     consistent, beat = _snapshot(page)
     boot_text = boot.rstrip(b"\0").decode("ascii", "replace")
-    return Heartbeat(pid, boot_text, *beat, consistent=consistent)
+    number, now, step, phase, entered, completed, pending = beat
+    return Heartbeat(
+        pid, boot_text, number, now, step, phase, entered, completed, pending, consistent
+    )
 
 
 def _snapshot(page: mmap.mmap) -> tuple[bool, tuple[int, ...]]:

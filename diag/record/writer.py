@@ -21,11 +21,12 @@ from typing import Any
 from diag.errors import DiagError
 from diag.record.atomic import write_json_atomic
 from diag.record.cap import Cap
-from diag.record.schema import STREAMS
+from diag.record.schema import SCHEMA_MAJOR, SCHEMA_MINOR, STREAMS
 from diag.record.store import RANK_JSON
 from diag.record.streamwriter import StreamWriter
 
 Row = tuple[Any, ...]
+SCHEMA_VERSION = {"major": SCHEMA_MAJOR, "minor": SCHEMA_MINOR}
 MAX_BYTES = 256 * 2**20
 FLUSH_INTERVAL_S = 0.5
 _LOCK_TIMEOUT_S = 5.0
@@ -133,11 +134,14 @@ class RankWriter:
             self._thread.join(timeout=_LOCK_TIMEOUT_S)
 
     def write_rank_json(self, facts: Mapping[str, Any]) -> bool:
-        """Replace rank.json, atomically; False (and a failure counted) if that fails."""
+        """Replace rank.json, atomically; False (and a failure counted) if that fails.
+
+        The schema's version is added, so that a rank's files can be read on their own.
+        """
         if self._inert:
             return False
         try:
-            write_json_atomic(self.directory / RANK_JSON, facts)
+            write_json_atomic(self.directory / RANK_JSON, {"schema": SCHEMA_VERSION, **facts})
         except (OSError, TypeError, ValueError) as error:
             self._failed(error)
             return False
