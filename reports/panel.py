@@ -14,6 +14,7 @@ from diag.record.schema import PHASES, StepFlag
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
 EXPOSED = PHASES.index("exposed_comm")
 
 
@@ -47,6 +48,7 @@ class Panel:
         flags: [R, S] StepFlag bits.
         probe_ns: [R, S].
         waits: per rank, or empty when the record holds none.
+        warnings: sentences about steps or ranks that could not be aligned.
     """
 
     ranks: tuple[int, ...]
@@ -59,6 +61,7 @@ class Panel:
     flags: I64
     probe_ns: I64
     waits: tuple[Waits, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_ranks(self) -> int:
