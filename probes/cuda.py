@@ -1,0 +1,90 @@
+"""The CUDA clock: stamps are timing events on the stream the training computes on.
+
+No synchronize is ever added: events are read with `query()` once they have passed, and none
+is recorded while a graph is being captured. Two events that the host records around an idle
+stretch are apart by that stretch, and coincide while the stream is busy, so time in which
+the GPU waits for the host lands on the phase the host was in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MILLISECOND_NS = 1_000_000
+# elapsed_time is a float32 of milliseconds: past this its resolution is worse than 1 µs.
+REBASE_MS = 5_000.0
+
+
+class EventStamp:
+    """A recorded event and, once known, when it passed."""
+
+    __slots__ = ("event", "ns")
+
+    def __init__(self, event: Any, ns: int | None = None) -> None:
+        self.event = event
+        self.ns = ns
+
+
+class CudaClock:
+    """Stamps from pooled CUDA events.
+
+    Args:
+        new_event: makes a timing event (``torch.cuda.Event(enable_timing=True)``).
+        capturing: whether the current stream is being captured into a graph.
+
+    The first stamp is given the host's time at which it was recorded; all others follow from
+    it by the device's own elapsed times, so durations are the device's and only the absolute
+    position carries the lag of that first event.
+    """
+
+    def __init__(self, new_event: Callable[[], Any], capturing: Callable[[], bool]) -> None:
+        self._new_event = new_event
+        self._capturing = capturing
+        self._pool: list[Any] = []
+        self._last: EventStamp | None = None
+        self._base: EventStamp | None = None
+
+    def now(self) -> EventStamp:
+        if self._last is not None and self._capturing():
+            return self._last
+        event = self._pool.pop() if self._pool else self._new_event()
+        event.record()
+        stamp = EventStamp(event)
+        if self._base is None:
+            stamp.ns = time.monotonic_ns()
+            self._base = stamp
+        self._last = stamp
+        return stamp
+
+    def ready(self, stamp: EventStamp) -> bool:
+        return stamp.ns is not None or bool(stamp.event.query())
+
+    def resolve(self, stamp: EventStamp) -> int:
+        if stamp.ns is None:
+            assert self._base is not None
+            assert self._base.ns is not None
+            elapsed = self._base.event.elapsed_time(stamp.event)
+            stamp.ns = self._base.ns + round(elapsed * MILLISECOND_NS)
+            if elapsed > REBASE_MS:
+                self._base = stamp
+        return stamp.ns
+
+    def recycle(self, stamps: Sequence[EventStamp]) -> None:
+        """Events of resolved stamps go back to the pool, once each."""
+        for stamp in stamps:
+            if stamp is self._base or stamp is self._last or stamp.event is None:
+                continue
+            self._pool.append(stamp.event)
+            stamp.event = None
+
+
+def cuda_clock() -> CudaClock:
+    """The clock of the current CUDA device."""
+    import torch
+
+    return CudaClock(
+        lambda: torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
+        torch.cuda.is_current_stream_capturing,
+    )

@@ -1,0 +1,132 @@
+"""From marks to rows: what a finished step leaves in the record.
+
+On CPU a step is resolved when it is cut; on CUDA when its last event has passed, steps later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from diag.probes.timeline import Clock, Mark, Stamp, phase_durations
+from diag.probes.traffic import Blocked
+from diag.record.schema import StepFlag
+
+
+class Sink(Protocol):
+    """Where rows go: a RankWriter, or lists in tests."""
+
+    def append_step(self, row: tuple[object, ...], /) -> None: ...
+    def append_collective(self, row: tuple[object, ...], /) -> None: ...
+
+
+@dataclass(slots=True)
+class Draft:
+    """What the probes gather about the step under way."""
+
+    samples: int | None = 0  # None: a batch came whose size cannot be trusted
+    tokens: int | None = None
+    micro_batches: int = 0
+    probe_ns: int = 0
+    flags: StepFlag = StepFlag.NONE
+    stated: bool = False  # the user said how many samples; the loader is not asked
+
+
+@dataclass(slots=True)
+class _Step:
+    index: int
+    marks: list[Mark]
+    rows: list[Blocked]
+    draft: Draft
+
+
+class Ledger:
+    """Steps on their way into the record, in order."""
+
+    # A device this many steps behind the host is not merely late; its steps are given up.
+    MAX_WAITING = 512
+
+    def __init__(self, clock: Clock, sink: Sink) -> None:
+        self.clock = clock
+        self.sink = sink
+        self.waiting: deque[_Step] = deque()
+        self.written = 0
+        self.given_up = 0
+
+    def before_steps(self, rows: list[Blocked]) -> None:
+        """Collectives before the first cut belong to no step."""
+        self._write_rows(-1, rows)
+
+    def add(self, index: int, marks: list[Mark], rows: list[Blocked], draft: Draft) -> None:
+        self.waiting.append(_Step(index, marks, rows, draft))
+        self.settle()
+        if len(self.waiting) > self.MAX_WAITING:
+            self.waiting.popleft()
+            self.given_up += 1
+
+    def settle(self) -> None:
+        """Write every step whose stamps can be resolved without waiting."""
+        while self.waiting and self.clock.ready(self.waiting[0].marks[-1][0]):
+            step = self.waiting.popleft()
+            self._write_step(step)
+            self._write_rows(step.index, step.rows)
+            # The last stamp begins the next step: it stays.
+            self.clock.recycle([s for s, _ in step.marks[:-1]])
+            self.clock.recycle([row.issued.issue for row in step.rows])
+
+    def _write_step(self, step: _Step) -> None:
+        stamps = self._increasing([s for s, _ in step.marks])
+        durations = phase_durations(stamps, [phase for _, phase in step.marks])
+        draft = step.draft
+        samples = draft.samples if draft.samples else None
+        self.sink.append_step(
+            (
+                step.index,
+                stamps[0],
+                stamps[-1],
+                *durations,
+                samples,
+                draft.tokens,
+                draft.micro_batches,
+                draft.probe_ns,
+                int(draft.flags),
+            )
+        )
+        self.written += 1
+
+    def _increasing(self, stamps: Iterable[Stamp]) -> list[int]:
+        """Resolved stamps; one taken on a side stream may lie earlier and counts as no time."""
+        resolve = self.clock.resolve
+        out: list[int] = []
+        last = None
+        for stamp in stamps:
+            ns = resolve(stamp)
+            last = ns if last is None or ns > last else last
+            out.append(last)
+        return out
+
+    def _write_rows(self, step: int, rows: list[Blocked]) -> None:
+        for row in rows:
+            issued = row.issued
+            self.sink.append_collective(
+                (
+                    step,
+                    issued.group,
+                    issued.seq,
+                    issued.op,
+                    issued.num_bytes,
+                    issued.dtype,
+                    self._resolved(issued.issue),
+                    self._resolved(row.wait),
+                    self._resolved(row.end),
+                    issued.site,
+                    row.source,
+                )
+            )
+
+    def _resolved(self, stamp: Stamp | None) -> int | None:
+        if stamp is None or not self.clock.ready(stamp):
+            return None
+        return self.clock.resolve(stamp)

@@ -1,0 +1,284 @@
+"""The heart of capture: turns what the seams see into steps, phases and collectives.
+
+A step is cut where the last gradient synchronization before `step()` of the first-stepping
+optimizer is released: at the end of the last backward before it, or, where the script reduces
+its gradients by hand after the backward, at the release of the last such collective.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from diag.probes.contain import Failures
+from diag.probes.ledger import Draft, Ledger
+from diag.probes.timeline import Stamp, Timeline
+from diag.probes.traffic import Blocked, Issued, Traffic
+from diag.record.schema import Phase, StepFlag
+
+DATA, FORWARD, BACKWARD = int(Phase.DATA), int(Phase.FORWARD), int(Phase.BACKWARD)
+OPTIMIZER, EXPOSED, HOST = int(Phase.OPTIMIZER), int(Phase.EXPOSED_COMM), int(Phase.HOST)
+monotonic = time.monotonic_ns
+# A leading optimizer that let this many others step since its own last one is out of use.
+ABANDONED_AFTER = 200
+
+
+@dataclass(slots=True)
+class Waiting:
+    """An open blocking wait."""
+
+    depth: int
+    stamp: Stamp
+
+
+class Tracker:
+    """One rank's capture. Called from the training thread; nothing here may raise into it."""
+
+    def __init__(
+        self, timeline: Timeline, traffic: Traffic, ledger: Ledger, failures: Failures, world: int
+    ) -> None:
+        self.timeline = timeline
+        self.traffic = traffic
+        self.ledger = ledger
+        self.failures = failures
+        self.world = world
+        self.armed = True
+        self.owner = threading.get_ident()
+        self.in_backward = 0
+        self.draft = Draft()
+        self.steps = 0
+        self.first_cut_ns: int | None = None
+        self.on_first_step: Callable[[], object] = lambda: None
+        self.on_step: Callable[[], object] = lambda: None
+        self.on_beat: Callable[[int, int, int, int, int], object] = lambda *_: None
+        self.ending = self.draft  # while on_step runs: the draft of the step being cut
+        # Groups over which gradients were reduced, by size.
+        self.gradient_groups: set[int] = set()
+        self._cut_from: int | None = None  # position of the last cut
+        self._backward_end: int | None = None  # position of the last backward's end
+        self._after_backward: int | None = None  # position of the last wait's end after it
+        self._backward_synced = False
+        self._reducers: dict[int, tuple[str, Any]] = {}  # DDP instances that will synchronize
+        self._reducer_names: dict[int, str] = {}
+        self._leader: weakref.ref[Any] | None = None  # the first-stepping optimizer
+        self._leader_missed = 0  # cuts other optimizers could have made since the leader stepped
+        self._local_end: Waiting | None = None
+        self._waits_entered = 0
+        self._waits_completed = 0
+
+    # -- whose thread is it -------------------------------------------------------------
+
+    def here(self) -> bool:
+        """Whether this thread is the training's: the owner's, or autograd's while the owner waits."""
+        return self.armed and (self.in_backward > 0 or threading.get_ident() == self.owner)
+
+    # -- plain phases -------------------------------------------------------------------
+
+    def begin(self, phase: int) -> int | None:
+        """Open `phase`; the token closes it. None: not ours to mark."""
+        if not self.here():
+            return None
+        started = monotonic()
+        depth = len(self.timeline.stack)
+        self.timeline.enter(phase)
+        self.draft.probe_ns += monotonic() - started
+        return depth
+
+    def end(self, depth: int) -> None:
+        started = monotonic()
+        self.timeline.leave(depth)
+        self.draft.probe_ns += monotonic() - started
+
+    def begin_forward(self) -> int | None:
+        """Open the root module's forward; nested roots and recomputation keep the outer label."""
+        if not self.here() or self.timeline.phase not in (HOST, OPTIMIZER):
+            return None
+        return self.begin(FORWARD)
+
+    # -- collectives --------------------------------------------------------------------
+
+    def issue(self, group: Any, op: str, args: tuple[Any, ...]) -> Issued | None:
+        """A collective is about to be handed to the backend."""
+        if not self.here():
+            return None
+        started = monotonic()
+        issued = self.traffic.issue(group, op, args, self.timeline.now())
+        if self.in_backward:
+            self._synced_over(len(self.traffic.groups[issued.group]))
+        self.draft.probe_ns += monotonic() - started
+        return issued
+
+    def issued(self, issued: Issued, work: Any) -> None:
+        self.traffic.follow(issued, work)
+
+    def begin_wait(self) -> Waiting | None:
+        """The training is about to block on a collective, whatever phase it is in."""
+        if not self.here() or self.timeline.phase == EXPOSED:
+            return None
+        started = monotonic()
+        depth = len(self.timeline.stack)
+        waiting = Waiting(depth, self.timeline.enter(EXPOSED))
+        self._waits_entered += 1
+        self._beat(EXPOSED, started)
+        self.draft.probe_ns += monotonic() - started
+        return waiting
+
+    def _beat(self, phase: int, pending_since_ns: int) -> None:
+        self.on_beat(
+            self.steps, phase, self._waits_entered, self._waits_completed, pending_since_ns
+        )
+
+    def end_wait(self, waiting: Waiting, source: str, issued: Issued | None) -> None:
+        stamp = self.timeline.leave(waiting.depth, always=True)
+        started = monotonic()
+        position = self.timeline.position
+        if issued is not None:
+            self.traffic.rows.append(Blocked(issued, waiting.stamp, stamp, source, position))
+        if not self.in_backward and self._backward_end is not None:
+            self._after_backward = position
+        self._waits_completed += 1
+        self._beat(self.timeline.phase, 0)
+        self.draft.probe_ns += monotonic() - started
+
+    def anonymous(self, group: str, op: str, stamp: Stamp, num_bytes: int, dtype: str) -> Issued:
+        """A collective whose issue nobody saw: it arrives when the rank blocks on it."""
+        seq = self.traffic.next_seq(group)
+        return Issued(group, seq, op, num_bytes, dtype, stamp, self.traffic.site())
+
+    # -- DDP ----------------------------------------------------------------------------
+
+    def expect_sync(self, ddp: Any) -> None:
+        """A DDP forward ran that will synchronize in its backward."""
+        if self.here():
+            self._reducers[id(ddp)] = (self._reducer_name(ddp), ddp.process_group)
+
+    def _reducer_name(self, ddp: Any) -> str:
+        name = self._reducer_names.setdefault(id(ddp), f"ddp:{len(self._reducer_names)}")
+        self.traffic.note_group(name, ddp.process_group)
+        return name
+
+    def buffers_issued(self, ddp: Any, stamp: Stamp) -> Issued:
+        name = self._reducer_name(ddp) + "/buffers"
+        self.traffic.note_group(name, ddp.process_group)
+        return self.anonymous(name, "broadcast", stamp, 0, "")
+
+    # -- backward -----------------------------------------------------------------------
+
+    def begin_backward(self) -> int | None:
+        if self.in_backward or not self.here():
+            return None
+        depth = self.begin(BACKWARD)
+        self.in_backward = 1
+        self._backward_synced = False
+        self._after_backward = None
+        return depth
+
+    @property
+    def sync_expected(self) -> bool:
+        """Whether a DDP forward since the last backward asked for synchronization."""
+        return bool(self._reducers)
+
+    @property
+    def has_reducers(self) -> bool:
+        """Whether DDP has been seen at work."""
+        return bool(self._reducer_names)
+
+    def local_backward_ended(self) -> None:
+        """This rank's own gradients are computed; DDP now waits for the others'."""
+        if self.in_backward and self._local_end is None:
+            self._local_end = self.begin_wait()
+
+    def local_backward_ended_at(self, stamp: Stamp) -> None:
+        """As above, told afterwards (the fallback without an engine callback)."""
+        if self.in_backward and self._local_end is None:
+            self.timeline.enter_at(stamp, EXPOSED)
+            self._local_end = Waiting(len(self.timeline.stack), stamp)
+
+    def end_backward(self, depth: int) -> None:
+        started = monotonic()
+        waiting, self._local_end = self._local_end, None
+        stamp = self.timeline.leave(depth, always=True)
+        self.in_backward = 0
+        position = self.timeline.position
+        for name, group in self._reducers.values():
+            self._synced_over(group.size())
+            if waiting is not None:
+                issued = self.anonymous(name, "gradients", waiting.stamp, 0, "")
+                self.traffic.rows.append(Blocked(issued, waiting.stamp, stamp, "ddp", position))
+        self._reducers.clear()
+        if waiting is not None:
+            self._waits_completed += 1
+        self._beat(HOST, 0)
+        self._backward_end = position
+        self.draft.micro_batches += 1
+        self.draft.probe_ns += monotonic() - started
+
+    def _synced_over(self, size: int) -> None:
+        self._backward_synced = True
+        self.gradient_groups.add(size)
+
+    # -- the optimizer's step: the cut --------------------------------------------------
+
+    def begin_step(self, optimizer: Any) -> int | None:
+        if not self.here():
+            return None
+        started = monotonic()
+        if self._leads(optimizer) and self._backward_end is not None:
+            self._cut()
+        depth = len(self.timeline.stack)
+        self.timeline.enter(OPTIMIZER)
+        self.draft.probe_ns += monotonic() - started
+        return depth
+
+    def _leads(self, optimizer: Any) -> bool:
+        """Whether this optimizer's steps are the run's: the first to step, while it is in use."""
+        leader = self._leader() if self._leader is not None else None
+        if leader is not optimizer and leader is not None:
+            self._leader_missed += self._backward_end is not None
+            if self._leader_missed <= ABANDONED_AFTER:
+                return False
+        if leader is not optimizer:
+            self._leader = weakref.ref(optimizer)
+        self._leader_missed = 0
+        return True
+
+    def _cut(self) -> None:
+        position = self._cut_position()
+        synced = self._backward_synced or self._after_backward is not None
+        self._backward_end = self._after_backward = None
+        marks = self.timeline.cut(position)
+        rows = self.traffic.take_rows(position)
+        draft = self.ending = self.draft
+        self.draft = Draft()
+        if self.world > 1 and not synced:
+            draft.flags |= StepFlag.UNSYNCED
+        first = self._cut_from is None
+        self._cut_from = position
+        if first:
+            self.first_cut_ns = monotonic()
+            self.on_first_step()
+            self.ledger.before_steps(rows)
+            return
+        self.on_step()
+        self.ledger.add(self.steps, marks, rows, draft)
+        self.steps += 1
+
+    def _cut_position(self) -> int:
+        assert self._backward_end is not None
+        if self._backward_synced or self._after_backward is None:
+            return self._backward_end
+        # Gradients reduced by hand: released when the last such collective is.
+        if self.gradient_reduction_by_hand:
+            self.gradient_groups.add(self.world)
+        return self._after_backward
+
+    @property
+    def gradient_reduction_by_hand(self) -> bool:
+        return self._after_backward is not None and not self._backward_synced
+
+    def flag(self, flag: StepFlag) -> None:
+        self.draft.flags |= flag

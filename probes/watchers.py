@@ -1,0 +1,166 @@
+"""What else a step holds: samples, evaluation, checkpoints, garbage collection."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from diag.probes.contain import Failures
+from diag.probes.samples import LoaderSizes, batch_samples, batch_tokens
+from diag.probes.tracker import Tracker
+from diag.record.schema import StepFlag
+
+GC_PAUSE_NS = 1_000_000  # shorter pauses are noise, and there are many of them
+Function = Callable[..., Any]
+
+
+class EventSink(Protocol):
+    def append_event(self, row: tuple[object, ...], /) -> None: ...
+
+
+class Watchers:
+    """Observers beside the phases. Each method is called from a seam and contained there.
+
+    Args:
+        per_step: samples this rank trains on per step, if the user said so.
+    """
+
+    def __init__(
+        self, tracker: Tracker, sink: EventSink, failures: Failures, per_step: int | None
+    ) -> None:
+        self.tracker = tracker
+        self.sink = sink
+        self.failures = failures
+        self.per_step = per_step
+        self.samples_source = "stated" if per_step is not None else "loader"
+        self.samples_problem: str | None = None
+        self.optimizer_steps = 0
+        self._sizes: weakref.WeakKeyDictionary[Any, LoaderSizes] = weakref.WeakKeyDictionary()
+        self._evaluating_since: int | None = None
+        self._gc_started = 0
+
+    def event(self, kind: str, started_ns: int, duration_ns: int, **detail: object) -> None:
+        row = (started_ns, duration_ns, self.tracker.steps, kind, json.dumps(detail))
+        self.sink.append_event(row)
+
+    # -- samples ------------------------------------------------------------------------
+
+    def loader_opened(self, loader: Any, iterator: Any) -> None:
+        """A pass over a loader begins."""
+        if not self.tracker.here():
+            return
+        nominal = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+        sizes = self._sizes.setdefault(iterator, LoaderSizes())
+        sizes.nominal = nominal if isinstance(nominal, int) else None
+        self.event("epoch", time.monotonic_ns(), 0, loader=type(loader).__name__)
+
+    def drew(self, iterator: Any, index: Any) -> None:
+        """A loader drew the indices of a batch that it delivers later, in this order."""
+        if self.tracker.armed and isinstance(index, (list, tuple)):
+            self._sizes.setdefault(iterator, LoaderSizes()).drawn.append(len(index))
+
+    def delivered(self, iterator: Any, batch: Any) -> None:
+        """The training was handed a batch."""
+        draft = self.tracker.draft
+        if not self.tracker.here() or draft.stated:
+            return
+        started = time.monotonic_ns()
+        if self.per_step is not None:
+            draft.samples = self.per_step
+            return
+        sizes = self._sizes.setdefault(iterator, LoaderSizes())
+        iterable = getattr(iterator, "_dataset_kind", 0) != 0
+        samples = batch_samples(batch, sizes, iterable)
+        if samples is None:
+            draft.samples = None
+            self.samples_problem = "the loader has no batch size and the batch's tensors do not share a leading dimension"
+        elif draft.samples is not None:
+            draft.samples += samples
+        tokens = batch_tokens(batch)
+        if tokens is not None:
+            draft.tokens = (draft.tokens or 0) + tokens
+        draft.probe_ns += time.monotonic_ns() - started
+
+    def stated(self, samples: int) -> None:
+        """`diag.samples(n)`: the user's word, which outranks the loader."""
+        draft = self.tracker.draft
+        self.samples_source = "stated"
+        if not draft.stated:
+            draft.samples, draft.stated = 0, True
+        draft.samples = (draft.samples or 0) + samples
+
+    # -- optimizer ----------------------------------------------------------------------
+
+    def optimizer_stepped(self) -> None:
+        self.optimizer_steps += 1
+
+    def scaler_stepped(self, steps_before: int) -> None:
+        """A loss scaler came back: if no optimizer stepped, it skipped this update."""
+        if self.optimizer_steps == steps_before:
+            self.tracker.flag(StepFlag.SKIPPED)
+
+    # -- evaluation and checkpoints -----------------------------------------------------
+
+    def forward_called(self, training: bool) -> None:
+        """A trained module is called; `training` is False for a forward in eval mode."""
+        now = time.monotonic_ns()
+        if training:
+            self.evaluation_ended(now)
+            return
+        self.tracker.flag(StepFlag.EVALUATION)
+        if self._evaluating_since is None:
+            self._evaluating_since = now
+
+    def evaluation_ended(self, now: int) -> None:
+        if self._evaluating_since is not None:
+            self.event("evaluation", self._evaluating_since, now - self._evaluating_since)
+            self._evaluating_since = None
+
+    def checkpointing(self, original: Function) -> Function:
+        """Wrap a function that saves or loads: its step is flagged, its time an event."""
+        began = self.failures.contained("checkpoint", self._checkpoint_began)
+        ended = self.failures.contained("checkpoint", self._checkpoint_ended)
+
+        @functools.wraps(original)
+        def checkpoint(*args: Any, **kwargs: Any) -> Any:
+            started = began()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                if started is not None:
+                    ended(started, getattr(original, "__name__", "checkpoint"))
+
+        return checkpoint
+
+    def _checkpoint_began(self) -> int | None:
+        if not self.tracker.here():
+            return None
+        self.tracker.flag(StepFlag.CHECKPOINT)
+        return time.monotonic_ns()
+
+    def _checkpoint_ended(self, started: int, name: str) -> None:
+        # Again: what saves may itself have stepped past a cut (a distributed save waits).
+        self.tracker.flag(StepFlag.CHECKPOINT)
+        site = self.tracker.traffic.site()
+        self.event("checkpoint", started, time.monotonic_ns() - started, function=name, site=site)
+
+    # -- garbage collection -------------------------------------------------------------
+
+    def gc_callback(self, phase: str, info: dict[str, int]) -> None:
+        """A callback of gc.callbacks; it may run on any thread, and must never raise."""
+        if phase == "start":
+            self._gc_started = time.monotonic_ns()
+            return
+        pause = time.monotonic_ns() - self._gc_started
+        if self.tracker.armed and pause >= GC_PAUSE_NS:
+            self.event("gc", self._gc_started, pause, generation=info.get("generation", -1))
+
+    def watch_gc(self) -> Callable[[], None]:
+        callback = self.gc_callback
+        gc.callbacks.append(callback)
+        return lambda: gc.callbacks.remove(callback)
