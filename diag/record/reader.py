@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from diag.errors import RecordError
 from diag.record.atomic import read_json_object
@@ -197,14 +199,15 @@ def _stream_problems(streams: Mapping[str, StreamRead], closed: bool, running: b
 def _event_clauses(events: pa.Table, facts: Mapping[str, Any]) -> list[str]:
     """What the rank itself noted as lost: room for its collectives, rows, probes that failed."""
     failures = facts.get("probe_failures")
-    counts = dict(failures) if isinstance(failures, dict) else {}
+    stated = failures.items() if isinstance(failures, dict) else ()
+    counts = {where: count for where, count in stated if isinstance(count, int)}
     clauses, refused = [], ""
     for kind, detail in _noted(events):
         where, count = detail.get("where"), detail.get("count")
         if kind == "rollup":
             clauses.append(_rollup_clause(detail))
         elif isinstance(where, str) and isinstance(count, int):
-            counts[where] = max(count, int(counts.get(where, 0)))
+            counts[where] = max(count, counts.get(where, 0))
             refused = _refused_clause(detail) or refused
     clauses += [f"the probe {where!r} failed {_times(n)}" for where, n in counts.items() if n]
     return [*clauses, refused] if refused else clauses
@@ -226,17 +229,14 @@ def _noted(events: pa.Table) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _wanted(events: pa.Table) -> pa.Array:
-    import pyarrow.compute as pc
-
     return pc.is_in(events["kind"].cast(pa.string()), pa.array(["rollup", "probe_failure"]))
 
 
 def _rollup_clause(detail: Mapping[str, Any]) -> str:
-    mib = int(detail.get("max_bytes") or 0) // 2**20
     step = detail.get("from_step")
     if detail.get("what") == "stopped":
-        return f"its record reached its limit of {mib} MiB: nothing is recorded from step {step} on"
-    return f"its record neared its limit of {mib} MiB: collectives are per-step sums from step {step} on"
+        return f"the record reached its size limit: nothing is recorded from step {step} on"
+    return f"the record neared its size limit: collectives are per-step sums from step {step} on"
 
 
 def _times(count: int) -> str:
@@ -253,5 +253,10 @@ def _state_warnings(run: Run, restart: int) -> Iterable[str]:
 
 
 def _missing(run: Run) -> tuple[str, ...]:
-    missing = [rank for rank in range(run.world_size) if rank not in run.ranks]
-    return (f"{_named(missing)} left no record",) if missing else ()
+    # Not range(world_size) as a list: a damaged run.json may state any number.
+    count = run.world_size - len(run.ranks)
+    if count <= 0:
+        return ()
+    first = list(islice((r for r in range(run.world_size) if r not in run.ranks), 9))
+    named = _named(first) if count <= 8 else f"{count} ranks (the first is {first[0]})"
+    return (f"{named} left no record",)
