@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,9 @@ def _svg(name: str, height_in: float, draw: Callable[[Figure], None]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        # The browser's fonts draw the text; what matplotlib's own lacks does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         mpl.rcdefaults()
         params: Any = mpl.rcParams
         params.update(_style(name))
@@ -129,7 +132,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'<style type="text/css">.*?</style>', "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href", "href")
     svg = svg.replace("'DejaVu Sans'", "var(--font)")
     svg = re.sub(r"#0b0c[0-9a-f]{2}", lambda m: f"var(--{_ROLE_OF[m.group(0)]})", svg)
     return svg.replace("<svg", f'<svg class="figure {name}" role="img" aria-label="{name}"', 1)

@@ -19,10 +19,9 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` in `digits` significant digits, never in exponent form: 18.2, 0.0312, 1230."""
     if value == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(value)))
-    decimals = max(0, digits - 1 - magnitude)
-    rounded = round(value, digits - 1 - magnitude)
-    return f"{rounded:.{decimals}f}"
+    rounded = float(f"{value:.{digits - 1}e}")
+    magnitude = math.floor(math.log10(abs(rounded)))
+    return f"{rounded:.{max(0, digits - 1 - magnitude)}f}"
 
 
 def fixed(value: float | None, decimals: int) -> str:

@@ -15,6 +15,7 @@ from diag.reports import format as f
 from diag.reports.model import Report, Term
 from diag.reports.render.tables import known_terms
 
+_LONGEST_LABEL = 44
 _SMALLEST = 0.005  # of the step: smaller terms share one bar
 
 
@@ -58,9 +59,8 @@ def _drop(label: str, level: float, drop: float) -> Bar:
 def _label(term: Term) -> str:
     if not term.ranks:
         return term.term
-    return (
-        f"{term.term}: {f.rank_names(term.ranks, most=3)}{f', {term.phase}' if term.phase else ''}"
-    )
+    phase = f", {f.printable(term.phase)}" if term.phase else ""
+    return f.clip(f"{term.term}: {f.rank_names(term.ranks, most=3)}{phase}", _LONGEST_LABEL)
 
 
 def _small_label(small: list[Term]) -> str:

@@ -1,0 +1,123 @@
+"""comm-bound: time blocked on communication that no compute hides and no late rank explains."""
+
+from __future__ import annotations
+
+from diag.reports import format as f
+from diag.reports.account import Accounting
+from diag.reports.findings.case import Case, Traffic, finding, severity
+from diag.reports.model import Finding, Severity, Term, TermName
+
+# Slower than any loopback: if even at this pace the bytes take a tenth of the time, the
+# network is not what a rehearsal's ranks waited for.
+_SLOW_BYTES_PER_MS = 1e9 / 1e3
+_EXPLAINS = 0.1
+
+
+def comm_bound(case: Case) -> tuple[Finding, ...]:
+    """One finding for serialization and transfer together, where they are clearly positive."""
+    accounting = case.accounting
+    if accounting is None:
+        return ()
+    transfer, serialization = accounting.term("transfer"), accounting.term("serialization")
+    ms = (transfer.ms or 0.0) + (serialization.ms or 0.0)
+    level = severity(ms / accounting.step_ms)
+    if level is None or not any(_clear(term) for term in (transfer, serialization)):
+        return ()
+    larger = max(transfer, serialization, key=lambda term: term.ms or 0.0)
+    cores = _waits_for_cores(case, transfer)
+    return (
+        finding(
+            "comm-bound",
+            _capped(level) if cores else level,
+            _title(larger.term),
+            _evidence(case, accounting, cores),
+            _hint(case, larger.term, cores),
+            ms=ms,
+            term=larger.term,
+            ranks=case.panel.ranks,
+            phase="exposed_comm",
+            location=case.traffic.site if case.traffic else None,
+            would_save_ms=_saves(transfer, serialization),
+        ),
+    )
+
+
+def _clear(term: Term) -> bool:
+    return term.low is not None and term.low > 0
+
+
+def _saves(transfer: Term, serialization: Term) -> float | None:
+    known = [t.would_save_ms for t in (transfer, serialization) if t.would_save_ms is not None]
+    return sum(known) if known else None
+
+
+def _capped(level: Severity) -> Severity:
+    return "info" if level != "info" else level
+
+
+def _waits_for_cores(case: Case, transfer: Term) -> bool:
+    """In a rehearsal: the bytes are far too few for the time, so the ranks wait for cores."""
+    if not case.rehearsal or case.traffic is None or not transfer.ms:
+        return False
+    return case.traffic.bytes / _SLOW_BYTES_PER_MS < _EXPLAINS * transfer.ms
+
+
+def _title(term: TermName) -> str:
+    if term == "serialization":
+        return "Ranks wait for each other inside the step"
+    return "Communication that no compute hides"
+
+
+def _evidence(case: Case, accounting: Accounting, cores: bool) -> list[str]:
+    transfer, serialization = accounting.term("transfer"), accounting.term("serialization")
+    lines = [
+        f"{f.ms(transfer.ms)} of each {f.ms(accounting.step_ms)} step is communication itself"
+        if transfer.ms is not None
+        else "the size of the transfer is unknown"
+    ]
+    if serialization.ms is not None and serialization.ms >= 0.01 * accounting.step_ms:
+        lines.append(
+            f"{f.ms(serialization.ms)} is waiting at synchronizations inside the step: ranks that "
+            "are slow in turn, in different segments"
+        )
+    if case.traffic is not None:
+        lines += _traffic(case.traffic, transfer.ms)
+    if cores:
+        lines.append(
+            "so few bytes do not take that long: the ranks of this rehearsal wait for "
+            f"{_cores(case)}, not for a network"
+        )
+    return lines
+
+
+def _cores(case: Case) -> str:
+    if case.cores is None:
+        return "a core"
+    return f"the {f.plural(case.cores, 'core')} that {case.ranks_per_node} ranks share"
+
+
+def _traffic(traffic: Traffic, transfer_ms: float | None) -> list[str]:
+    text = (
+        f"each rank moves {f.size(traffic.bytes)} in {traffic.collectives:.3g} collectives a step"
+    )
+    if transfer_ms is not None and transfer_ms > 0 and traffic.bytes > 0:
+        text += f": {f.size(traffic.bytes / transfer_ms * 1e3)}/s of exposed time"
+    lines = [text]
+    if traffic.site is not None and traffic.site_ms is not None:
+        lines.append(f"its longest wait in your code is {f.ms(traffic.site_ms)} a step")
+    return lines
+
+
+def _hint(case: Case, term: TermName, cores: bool) -> str:
+    if cores:
+        return "Use fewer ranks than cores, or rehearse on a larger machine; on GPUs, measure anew."
+    if term == "serialization":
+        return (
+            "Even out the work between synchronizations: fewer per-step reductions, "
+            "reshard_after_forward=False, or larger FSDP groups."
+        )
+    return (
+        "Move fewer bytes or move them earlier: accumulate gradients under no_sync(), compress "
+        "them (a bf16 communication hook), larger batches per rank, larger buckets; then check "
+        "the link itself."
+    )

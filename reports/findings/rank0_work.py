@@ -1,0 +1,141 @@
+"""rank0-work: one rank does something from time to time, and all the others wait for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diag.record.schema import StepFlag
+from diag.reports import format as f
+from diag.reports.account import Accounting
+from diag.reports.findings.case import NS_PER_MS, Case, finding, severity
+from diag.reports.findings.periodic import Periodic, occasional_work
+from diag.reports.model import Finding, Severity
+
+_MOSTLY = 0.8  # of the flagged steps have the same slowest rank
+_CLEAR = 5.0  # times the ordinary gap between the slowest and the typical rank
+
+_HINT = (
+    "Do it seldom, do it on every rank in parallel, or do it in the background: a thread or "
+    "process for logging and evaluation, torch.distributed.checkpoint.async_save for saving."
+)
+
+
+def rank0_work(case: Case) -> tuple[Finding, ...]:
+    """Findings for periodic work inside steady steps, and for flagged saves and evaluations."""
+    accounting = case.accounting
+    if accounting is None:
+        return ()
+    return (*_periodic(case, accounting), *_flagged(case, accounting))
+
+
+def _periodic(case: Case, accounting: Accounting) -> list[Finding]:
+    if not accounting.slow_rank:
+        return []
+    term = accounting.term("straggler")
+    found = []
+    for straggler in accounting.stragglers:
+        periodic = occasional_work(case, straggler.rank)
+        if periodic is None:
+            continue
+        first = straggler is accounting.stragglers[0]
+        ms = term.ms if first and term.ms is not None else straggler.excess_ms
+        level = severity(ms / accounting.step_ms)
+        if level is not None:
+            found.append(
+                finding(
+                    "rank0-work",
+                    level,
+                    f"Rank {straggler.rank} works every {periodic.every} steps while the others wait",
+                    _periodic_evidence(periodic, ms),
+                    _HINT,
+                    ms=ms,
+                    term="straggler",
+                    ranks=(straggler.rank,),
+                    phase=periodic.phase,
+                    would_save_ms=_saved(case, periodic) if first else None,
+                )
+            )
+    return found
+
+
+def _saved(case: Case, periodic: Periodic) -> float:
+    """Mean over steps of what the step would lose if the rank took as long as the others."""
+    self_ms = case.self_ms()
+    position = case.position(periodic.rank)
+    others = np.delete(self_ms, position, axis=0)
+    cured = np.minimum(self_ms[position], np.median(others, axis=0))
+    without = np.maximum(others.max(axis=0), cured)
+    return float((self_ms.max(axis=0) - without).mean())
+
+
+def _periodic_evidence(periodic: Periodic, ms: float) -> list[str]:
+    return [
+        f"every {periodic.every} steps, {f.ms(periodic.ms)} each, in {periodic.phase}: "
+        f"{f.ms(ms)} a step on average",
+        f"seen in {periodic.num_heavy} of {periodic.num_used} steps; "
+        "in the others the rank is as fast as the rest",
+    ]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the others waited for in flagged steps."""
+
+    rank: int
+    num_steps: int
+    seconds: float
+    num_last: int
+
+
+def _flagged(case: Case, accounting: Accounting) -> list[Finding]:
+    found = []
+    for flag, name in ((StepFlag.CHECKPOINT, "checkpoint"), (StepFlag.EVALUATION, "evaluation")):
+        held = _held(case, flag, accounting)
+        if held is None:
+            continue
+        # Spread over all steps, so that it compares with the terms, of which it is no part.
+        ms = 1e3 * held.seconds / case.panel.num_steps
+        level = severity(ms / accounting.step_ms)
+        if level is not None:
+            found.append(_flagged_finding(held, name, ms, level))
+    return found
+
+
+def _held(case: Case, flag: StepFlag, accounting: Accounting) -> _Held | None:
+    """Who kept the others waiting in the flagged steps, if it was one rank and clearly so."""
+    flagged = case.panel.flagged(flag)
+    if not flagged.any() or case.panel.num_ranks < 2:
+        return None
+    self_ms = case.panel.self_ns[:, flagged] / NS_PER_MS
+    last = self_ms.argmax(axis=0)
+    position = int(np.bincount(last).argmax())
+    num_last = int((last == position).sum())
+    others = np.delete(self_ms, position, axis=0)
+    waited = np.maximum(self_ms[position] - np.median(others, axis=0), 0.0)
+    ordinary = accounting.slowest_self_ms - accounting.typical_self_ms
+    clear = float(waited.mean()) > max(_CLEAR * ordinary, 0.05 * accounting.step_ms)
+    if num_last < _MOSTLY * len(last) or not clear:
+        return None
+    seconds = float(waited.sum()) / 1e3
+    return _Held(case.panel.ranks[position], len(last), seconds, num_last)
+
+
+def _flagged_finding(held: _Held, name: str, ms: float, level: Severity) -> Finding:
+    times = f.plural(held.num_steps, name)
+    return finding(
+        "rank0-work",
+        level,
+        f"The others wait while rank {held.rank} is busy with {'a ' if name == 'checkpoint' else ''}{name}",
+        [
+            f"{f.seconds(held.seconds)} in {times}: {f.ms(ms)} a step over the whole run",
+            f"rank {held.rank} worked longest in {held.num_last} of them; "
+            "these steps are left out of the terms",
+        ],
+        _HINT,
+        ms=ms,
+        ranks=(held.rank,),
+        phase="host",
+        would_save_ms=ms,
+    )

@@ -1,0 +1,138 @@
+"""The verdict: one sentence that a person can act on. It never says more than is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diag.reports import format as f
+from diag.reports.account import Accounting
+from diag.reports.findings.case import WARNING
+from diag.reports.findings.words import ARE_SLOW, IS_SLOW
+from diag.reports.model import Finding, Term, TermName
+
+_WELL = 0.9  # efficient enough to say that nothing is wrong
+_RESIDUAL = 0.01  # of the step: past it the terms are not to be trusted
+
+_ON_ALL_RANKS: dict[TermName, str] = {
+    "compute": "forward and backward take {ms} longer on all ranks than at the baseline's pace",
+    "optimizer": "the optimizer step takes {ms} longer on all ranks than at the baseline's pace",
+    "data": "all ranks wait {ms} longer for data than at the baseline's pace",
+    "copy": "copies to the device take {ms} longer on all ranks than at the baseline's pace",
+    "host": "host code takes {ms} longer on all ranks than at the baseline's pace",
+    "straggler": "the slowest rank costs {ms}",
+    "jitter": "late ranks, in turn, cost {ms}",
+    "serialization": "waiting inside the step costs {ms}",
+    "transfer": "communication costs {ms}",
+    "residual": "{ms} are not accounted for",
+}
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the verdict needs beside the accounting."""
+
+    world_size: int
+    rehearsal: bool
+    num_steps: int
+    steps_used: int
+    unsupported: bool = False
+
+
+def verdict(accounting: Accounting | None, findings: Sequence[Finding], at: Situation) -> str:
+    """One sentence, at most two; `findings` worst first."""
+    if accounting is None:
+        return _no_numbers(at)
+    parts = [_lead(accounting, findings, at), *_cautions(accounting, at)]
+    text = " ".join(parts)
+    return f"Rehearsal on CPU, not a GPU's numbers: {text}" if at.rehearsal else text
+
+
+def _no_numbers(at: Situation) -> str:
+    if at.unsupported:
+        return (
+            "Gradients are not reduced over all ranks in each step, so the lost time cannot be "
+            "split into causes; the phases per rank still show where each rank spends it."
+        )
+    if at.num_steps == 0:
+        return "No optimizer step was recorded on every rank: there is nothing to explain."
+    return (
+        f"Too short to judge: {f.plural(at.num_steps, 'step')} recorded, none of them steady; "
+        "let it run for 60 steps or more."
+    )
+
+
+def _lead(accounting: Accounting, findings: Sequence[Finding], at: Situation) -> str:
+    reached = _reached(accounting, at)
+    cause = next((one for one in findings if one.severity != "info" and one.ms is not None), None)
+    if cause is not None:
+        return f"{reached}: {_cause(accounting, cause)}."
+    efficiency = accounting.efficiency.value or 0.0
+    if accounting.kind == "estimated":
+        return (
+            f"{reached}: no rank holds the others up; what all ranks lose alike is unknown "
+            "without a baseline."
+        )
+    if efficiency >= _WELL:
+        better = ", better than linear" if efficiency > 1.005 else ""
+        return f"Nothing wrong: {reached}{better}."
+    return f"{reached}: {_largest(accounting)}."
+
+
+def _reached(accounting: Accounting, at: Situation) -> str:
+    value, efficiency = accounting.speedup.value, accounting.efficiency.value
+    if accounting.kind == "estimated":
+        bound = f.speedup(value)
+        return f"No baseline: at most {bound} on {_ranks(at)} (at most {f.percent(efficiency)} efficient)"
+    base = accounting.baseline_world_size or 1
+    on = f"on {_ranks(at)}" if base == 1 else f"from {base} ranks to {at.world_size}"
+    return f"{f.speedup(value)} {on} ({f.percent(efficiency)} efficient)"
+
+
+def _ranks(at: Situation) -> str:
+    return f.plural(at.world_size, "rank")
+
+
+def _cause(accounting: Accounting, cause: Finding) -> str:
+    """ "rank 2 is slow in backward and costs 18.2 ms of every 87.0 ms step; without it 3.6x"."""
+    step = f.ms(accounting.step_ms)
+    what = cause.title[0].lower() + cause.title[1:]
+    if cause.code == "slow-rank" and cause.phase in IS_SLOW:
+        words = IS_SLOW if len(cause.ranks) == 1 else ARE_SLOW
+        verb = "costs" if len(cause.ranks) == 1 else "cost"
+        what = f"{f.rank_names(cause.ranks)} {words[cause.phase]} and {verb}"
+        text = f"{what} {f.ms(cause.ms)} of every {step} step"
+    else:
+        text = f"{what}, {f.ms(cause.ms)} of every {step} step"
+    without = _speedup_without(accounting, cause)
+    bound = "at most " if accounting.kind == "estimated" else ""
+    return text if without is None else f"{text}; without it {bound}{f.speedup(without)}"
+
+
+def _speedup_without(accounting: Accounting, cause: Finding) -> float | None:
+    """The speed-up after the cure; None where the cause is no part of the identity's step."""
+    saves, speedup = cause.would_save_ms, accounting.speedup.value
+    if cause.term is None or saves is None or speedup is None or saves >= accounting.step_ms:
+        return None
+    return speedup * accounting.step_ms / (accounting.step_ms - saves)
+
+
+def _largest(accounting: Accounting) -> str:
+    """Where most of the loss is when no finding names it."""
+    known = [t for t in accounting.terms if t.ms is not None and t.term != "residual"]
+    largest: Term = max(known, key=lambda t: t.ms or 0.0)
+    step = f.ms(accounting.step_ms)
+    if (largest.ms or 0.0) < WARNING * accounting.step_ms:
+        return "many small losses, none of them 5% of the step"
+    return f"{_ON_ALL_RANKS[largest.term].format(ms=f.ms(largest.ms))}, of every {step} step"
+
+
+def _cautions(accounting: Accounting, at: Situation) -> list[str]:
+    cautions = []
+    residual = accounting.term("residual").ms or 0.0
+    if abs(residual) > _RESIDUAL * accounting.step_ms:
+        share = f.percent(abs(residual) / accounting.step_ms)
+        cautions.append(f"Caution: {share} of the step is not accounted for.")
+    if at.steps_used < 30:
+        cautions.append(f"Only {f.plural(at.steps_used, 'steady step')}: take it with care.")
+    return cautions
