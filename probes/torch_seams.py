@@ -11,8 +11,10 @@ Work.wait 0.2 µs a call; the engine callback 30 µs a backward.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -47,6 +49,9 @@ class Patches:
         """Replace owner.name by make(original). AttributeError if it is not there."""
         original = getattr(owner, name)
         inherited = isinstance(owner, type) and name not in vars(owner)
+        # What stands in the class, not what looking it up yields: a C++ method put back as the
+        # plain function it unwraps to would no longer bind its object.
+        raw = vars(owner).get(name, original)
         wrapper = make(original)
         setattr(owner, name, wrapper)
 
@@ -57,7 +62,7 @@ class Patches:
             if inherited:
                 delattr(owner, name)
             else:
-                setattr(owner, name, original)
+                setattr(owner, name, raw)
 
         self.undo.append(restore)
 
@@ -100,13 +105,14 @@ class Seams:
             "grad_scaler": self._grad_scaler,
             "data_loader": self._data_loader,
             "checkpoint": self._checkpoint,
+            "hidden_from_dynamo": hide_from_dynamo,
         }
         if dist.is_available():
             seams |= {
                 "work_wait": self._work_wait,
                 "process_group_methods": self._group_methods,
                 "functional_wait": self._functional_wait,
-                "ddp_forward": self._ddp_forward,
+                "ddp_instances": self._ddp_instances,
                 "ddp_buffers": self._ddp_buffers,
                 "monitored_barrier": self._monitored_barrier,
             }
@@ -249,25 +255,21 @@ class Seams:
 
     # -- DDP ----------------------------------------------------------------------------
 
-    def _ddp_forward(self) -> None:
+    def _ddp_instances(self) -> None:
+        """Know every DDP as it is built. Its forward is left alone: Dynamo may trace it."""
         from torch.nn.parallel import DistributedDataParallel
 
-        expect = self.failures.contained("expect_sync", self.tracker.expect_sync)
+        built = self.failures.contained("ddp_built", self.tracker.ddp_built)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
-            def pre_forward(ddp: Any, *args: Any, **kwargs: Any) -> Any:
-                if (
-                    not is_compiling()
-                    and torch.is_grad_enabled()
-                    and ddp.require_backward_grad_sync
-                ):
-                    expect(ddp)
-                return original(ddp, *args, **kwargs)
+            def init(ddp: Any, *args: Any, **kwargs: Any) -> None:
+                original(ddp, *args, **kwargs)
+                built(ddp)
 
-            return pre_forward
+            return init
 
-        self.patches.wrap(DistributedDataParallel, "_pre_forward", make)
+        self.patches.wrap(DistributedDataParallel, "__init__", make)
 
     def _ddp_buffers(self) -> None:
         from torch.nn.parallel import DistributedDataParallel
@@ -470,8 +472,6 @@ class Seams:
 
     def install_checkpoint_libraries(self) -> None:
         """Distributed checkpointing, if the script has imported it by its first step."""
-        import sys
-
         module = sys.modules.get("torch.distributed.checkpoint")
         for name in ("save", "load", "async_save") if module is not None else ():
             wrap = functools.partial(self.patches.wrap, module, name, self.watchers.checkpointing)
@@ -520,10 +520,49 @@ def _queue_callback() -> Callable[[Callable[[], None]], None] | None:
     return getattr(engine, "queue_callback", None)
 
 
+def hide_from_dynamo() -> None:
+    """Have Dynamo run every frame of the probes as it is, as it does with torch's own files.
+
+    Raises:
+        AttributeError: this torch cannot be told.
+    """
+    import torch._C._dynamo.eval_frame as eval_frame
+
+    skip: Any = getattr(eval_frame, "skip_code", None)  # torch up to 2.6
+    if skip is None:
+        action: Any = eval_frame._FrameAction
+        strategy = eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
+        skip = functools.partial(_set_strategy, eval_frame.set_code_exec_strategy, strategy)
+    ours = [m for n, m in sys.modules.items() if n.startswith(("diag.probes", "diag.record"))]
+    for module in ours:
+        for code in _module_code(module):
+            skip(code)
+
+
+def _set_strategy(setter: Function, strategy: Any, code: CodeType) -> None:
+    setter(code, strategy)
+
+
+def _module_code(module: ModuleType) -> Iterator[CodeType]:
+    """The live code objects of a module's functions and methods, nested ones included."""
+    for value in list(vars(module).values()):
+        members = list(vars(value).values()) if isinstance(value, type) else [value]
+        for member in members:
+            member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            code = getattr(member, "__code__", None)
+            if isinstance(code, CodeType):
+                yield from _nested(code)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
 def compiled_graphs() -> int:
     """How many graphs Dynamo has compiled so far; 0 where it is not loaded."""
-    import sys
-
     utils = sys.modules.get("torch._dynamo.utils")
     return int(utils.counters["stats"]["unique_graphs"]) if utils is not None else 0
 

@@ -62,8 +62,8 @@ class Tracker:
         self._backward_end: int | None = None  # position of the last backward's end
         self._after_backward: int | None = None  # position of the last wait's end after it
         self._backward_synced = False
-        self._reducers: dict[int, tuple[str, Any]] = {}  # DDP instances that will synchronize
-        self._reducer_names: dict[int, str] = {}
+        self._ddps: dict[str, weakref.ref[Any]] = {}
+        self._reducers: list[tuple[str, Any]] = []  # those this backward will synchronize
         self._leader: weakref.ref[Any] | None = None  # the first-stepping optimizer
         self._leader_missed = 0  # cuts other optimizers could have made since the leader stepped
         self._local_end: Waiting | None = None
@@ -151,15 +151,26 @@ class Tracker:
 
     # -- DDP ----------------------------------------------------------------------------
 
-    def expect_sync(self, ddp: Any) -> None:
-        """A DDP forward ran that will synchronize in its backward."""
-        if self.here():
-            self._reducers[id(ddp)] = (self._reducer_name(ddp), ddp.process_group)
+    def ddp_built(self, ddp: Any) -> None:
+        self._ddps[f"ddp:{len(self._ddps)}"] = weakref.ref(ddp)
+
+    def _expecting(self) -> list[tuple[str, Any]]:
+        """(name, process group) of each DDP whose last forward asked its backward to synchronize.
+
+        `require_forward_param_sync` is what DDP itself notes at the end of each forward.
+        """
+        alive = ((name, ref()) for name, ref in self._ddps.items())
+        return [
+            (name, ddp.process_group)
+            for name, ddp in alive
+            if ddp is not None and ddp.require_forward_param_sync
+        ]
 
     def _reducer_name(self, ddp: Any) -> str:
-        name = self._reducer_names.setdefault(id(ddp), f"ddp:{len(self._reducer_names)}")
-        self.traffic.note_group(name, ddp.process_group)
-        return name
+        for name, ref in self._ddps.items():
+            if ref() is ddp:
+                return name
+        return "ddp"
 
     def buffers_issued(self, ddp: Any, stamp: Stamp) -> Issued:
         name = self._reducer_name(ddp) + "/buffers"
@@ -175,17 +186,18 @@ class Tracker:
         self.in_backward = 1
         self._backward_synced = False
         self._after_backward = None
+        self._reducers = self._expecting()
         return depth
 
     @property
     def sync_expected(self) -> bool:
-        """Whether a DDP forward since the last backward asked for synchronization."""
+        """Whether the backward under way ends in a synchronization by DDP."""
         return bool(self._reducers)
 
     @property
     def has_reducers(self) -> bool:
         """Whether DDP has been seen at work."""
-        return bool(self._reducer_names)
+        return bool(self._ddps)
 
     def local_backward_ended(self) -> None:
         """This rank's own gradients are computed; DDP now waits for the others'."""
@@ -204,12 +216,13 @@ class Tracker:
         stamp = self.timeline.leave(depth, always=True)
         self.in_backward = 0
         position = self.timeline.position
-        for name, group in self._reducers.values():
+        for name, group in self._reducers:
+            self.traffic.note_group(name, group)
             self._synced_over(group.size())
             if waiting is not None:
                 issued = self.anonymous(name, "gradients", waiting.stamp, 0, "")
                 self.traffic.rows.append(Blocked(issued, waiting.stamp, stamp, "ddp", position))
-        self._reducers.clear()
+        self._reducers = []
         if waiting is not None:
             self._waits_completed += 1
         self._beat(HOST, 0)
