@@ -111,10 +111,12 @@ def newest_multi_rank(runs_dir: Path) -> RunDir:
     )
 
 
-def find_baselines(runs_dir: Path, run: RunDir) -> tuple[tuple[RunDir, ...], tuple[str, ...]]:
+def find_baselines(
+    runs_dir: Path, run: RunDir, force: bool = False
+) -> tuple[tuple[RunDir, ...], tuple[str, ...]]:
     """Comparable runs with fewer ranks, newest first, all of the newest one's size.
 
-    Returns them with a sentence on the nearest miss when there are none.
+    Without any: nothing and a sentence on the nearest miss, or with `force` that one.
     """
     wanted = comparable_facts(run)
     size = world_size(run)
@@ -126,6 +128,8 @@ def find_baselines(runs_dir: Path, run: RunDir) -> tuple[tuple[RunDir, ...], tup
     if not differing:
         return (), ()
     nearest, found = min(differing, key=lambda pair: len(pair[1]))
+    if force:
+        return (nearest,), (_forced(run, nearest, found),)
     return (), (f"{nearest.name} is no baseline: it differs in {listed(found)}",)
 
 
@@ -154,11 +158,11 @@ def check_baseline(run: RunDir, baseline: RunDir, force: bool) -> tuple[str, ...
             f"{run.name} and {baseline.name} differ in {listed(found)}",
             "record a baseline that agrees, or compare all the same with --force",
         )
-    if found:
-        return (
-            f"compared by force although {run.name} and {baseline.name} differ in {listed(found)}",
-        )
-    return ()
+    return (_forced(run, baseline, found),) if found else ()
+
+
+def _forced(run: RunDir, baseline: RunDir, found: Sequence[Difference]) -> str:
+    return f"compared by force: {run.name} and {baseline.name} differ in {listed(found)}"
 
 
 def listed(found: Sequence[Difference]) -> str:
@@ -166,13 +170,16 @@ def listed(found: Sequence[Difference]) -> str:
     return f.listing([f"{d.field} ({d.run} against {d.baseline})" for d in found])
 
 
-def baseline_command(facts: Mapping[str, Any], runs_dir: Path | None = None) -> str | None:
+def baseline_command(
+    facts: Mapping[str, Any], runs_dir: Path | None = None, cwd: Path | None = None
+) -> str | None:
     """The command that would measure a baseline for the run of these facts; None if unknown.
 
     Args:
         runs_dir: where the run lies, when that is not where `diag run` would put it.
+        cwd: a script below it is named relative to it.
     """
-    target = _target(facts)
+    target = _target(facts, cwd)
     if not target:
         return None
     words = ["diag", "run", "--gpus", "1", "--device", str(facts.get("device") or "auto")]
@@ -183,11 +190,13 @@ def baseline_command(facts: Mapping[str, Any], runs_dir: Path | None = None) -> 
     return f.command([*words, *target, *map(str, facts.get("script_args") or ())])
 
 
-def _target(facts: Mapping[str, Any]) -> list[str]:
+def _target(facts: Mapping[str, Any], cwd: Path | None) -> list[str]:
     """SCRIPT, or -m MODULE."""
-    script, module = facts.get("script"), facts.get("module")
-    if isinstance(module, str) and module:
-        return ["-m", module]
-    if not script:
+    if facts.get("module"):
+        return ["-m", str(facts["module"])]
+    if not facts.get("script"):
         return []
-    return ["-m", str(script)] if module else [str(script)]
+    script = Path(str(facts["script"]))
+    if cwd is not None and script.is_relative_to(cwd):
+        script = script.relative_to(cwd)
+    return [str(script)]

@@ -9,14 +9,14 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
-from helpers import literal_reports
-from helpers.golden import assert_golden
 
 from diag.reports import figures
 from diag.reports.model import Report, StepSeries
 from diag.reports.render.html import render_html
 from diag.reports.series import Span, reduced, spans
 from diag.reports.waterfall import waterfall_bars
+from helpers import literal_reports
+from helpers.golden import assert_golden
 
 REPORTS = {
     "straggler": literal_reports.straggler_report(),

@@ -10,11 +10,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-from helpers import literal_reports
-from helpers.golden import assert_golden
 
 from diag.reports.model import Estimate, Report
 from diag.reports.render.json import render_json, to_json
+from helpers import literal_reports
+from helpers.golden import assert_golden
 
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "docs/schemas/scaling-report-1.json").read_text("utf-8")

@@ -6,14 +6,14 @@ import re
 from dataclasses import replace
 
 import pytest
-from helpers import literal_reports
-from helpers.golden import assert_golden
 
 from diag.reports.format import display_width
 from diag.reports.model import Report
 from diag.reports.render.layout import table, wrap
 from diag.reports.render.md import render_md
 from diag.reports.render.text import render_text
+from helpers import literal_reports
+from helpers.golden import assert_golden
 
 REPORTS = {
     "straggler": literal_reports.straggler_report(),
