@@ -263,6 +263,9 @@ class Tracker:
         position = self._cut_position()
         synced = self._backward_synced or self._after_backward is not None
         self._backward_end = self._after_backward = None
+        if not self.in_backward and len(self.timeline.stack) > 1:
+            # An optimizer that raised never told its end; here nothing can be open.
+            self.timeline.leave(1)
         marks = self.timeline.cut(position)
         rows = self.traffic.take_rows(position)
         draft = self.ending = self.draft
