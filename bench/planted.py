@@ -1,0 +1,384 @@
+"""Plant known causes of slowness, run them through diag, and compare what it reports.
+
+    python bench/planted.py [--seed N] [--only WORD] [--steps N] [--markdown FILE]
+
+Values, ranks and seeds are drawn afresh at each run and printed. Every case must name the right
+term, ranks and phase within max(5%, 2 ms), with a residual of at most 1% of the step; a clean run
+must yield no warning and no critical finding. Exits 1 if a case fails. Needs no GPU: devices
+are sleeps (bench/jobs/planted_job.py), so ranks may outnumber the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from machine import describe_machine
+
+JOB = Path(__file__).resolve().parent / "jobs" / "planted_job.py"
+DIAG = (sys.executable, "-m", "diag")
+LOUD = ("warning", "critical")
+TOLERANCE_MS, TOLERANCE, RESIDUAL = 2.0, 0.05, 0.01
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A term's planted size; `ranks` and `phase` where the plant has them."""
+
+    term: str
+    ms: float | None  # None: the run itself measures the truth and prints it
+    ranks: tuple[int, ...] | None = None
+    phase: str | None = None
+    would_save: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    ranks: int
+    model: str
+    arguments: tuple[str, ...]
+    causes: tuple[dict[str, Any], ...] = ()
+    expected: tuple[Expected, ...] = ()  # the first one must lead
+    finding: str | None = None
+    checkpoint_s: float | None = None
+
+
+@dataclass
+class Outcome:
+    case: Case
+    planted: str
+    reported: str
+    problems: list[str] = field(default_factory=list)
+    residual: float = 0.0
+    verdict: str = ""
+
+
+def speed(step_ms: float) -> tuple[str, ...]:
+    return ("--forward-ms", str(0.4 * step_ms), "--backward-ms", str(0.6 * step_ms))
+
+
+class Draw:
+    """The random choices of one run of the benchmark."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+
+    def ms(self, low: float = 15.0, high: float = 40.0) -> float:
+        return round(self.rng.uniform(low, high), 1)
+
+    def size(self) -> int:
+        return self.rng.choice([2, 3, 4])
+
+    def step(self) -> tuple[str, ...]:
+        return speed(self.rng.choice([40.0, 60.0, 80.0]))
+
+
+def slow(draw: Draw, phase: str, model: str, extra: tuple[str, ...] = ()) -> Case:
+    ranks, ms = draw.size(), draw.ms()
+    rank = draw.rng.randrange(ranks)
+    cause = {"phase": phase, "ranks": [rank], "ms": ms}
+    expected = Expected("straggler", ms, (rank,), phase, would_save=ms)
+    also = " + loss all-reduce" if extra else ""
+    return Case(
+        f"slow {phase}, {model}{also}", ranks, model, (*draw.step(), *extra), (cause,),
+        (expected,), "slow-rank",
+    )  # fmt: skip
+
+
+def two_equally_slow(draw: Draw) -> Case:
+    ms, pair = draw.ms(), tuple(sorted(draw.rng.sample(range(4), 2)))
+    phase = draw.rng.choice(["forward", "backward", "data"])
+    cause = {"phase": phase, "ranks": list(pair), "ms": ms}
+    expected = Expected("straggler", ms, pair, phase, would_save=ms)
+    return Case("two equally slow ranks", 4, "ddp", draw.step(), (cause,), (expected,), "slow-rank")
+
+
+def each_in_another_phase(draw: Draw) -> Case:
+    ms, phases = draw.ms(), draw.rng.sample(["data", "forward", "backward", "host"], 3)
+    causes = tuple({"phase": p, "ranks": [r], "ms": ms} for r, p in enumerate(phases))
+    expected = Expected("straggler", ms, (0, 1, 2), None, would_save=ms)
+    return Case("each rank slow in another phase", 3, "ddp", draw.step(), causes, (expected,))
+
+
+def each_in_another_block(draw: Draw) -> Case:
+    """FSDP synchronizes in every block: the ranks wait for each other in turn."""
+    ranks, ms = draw.rng.choice([2, 3]), draw.ms(20, 40)
+    cause = {"phase": "own-forward", "ranks": list(range(ranks)), "ms": ms}
+    expected = (
+        Expected("serialization", (ranks - 1) * ms),
+        Expected("compute", ms),
+    )
+    if ranks == 2:  # both are equally large: either may lead
+        expected = (Expected("serialization", ms), Expected("compute", ms))
+    return Case("each rank slow in another block", ranks, "fsdp", draw.step(), (cause,), expected)
+
+
+def all_wait_for_data(draw: Draw) -> Case:
+    ranks, ms = draw.size(), draw.ms()
+    cause = {"phase": "data", "ranks": list(range(ranks)), "ms": ms}
+    expected = Expected("data", ms, would_save=ms)
+    return Case(
+        "all ranks wait for data", ranks, "ddp", draw.step(), (cause,), (expected,), "data-bound"
+    )
+
+
+def exposed(draw: Draw) -> Case:
+    """Gradients large enough to take long; their true cost from interleaved no_sync steps."""
+    arguments = (*speed(30.0), "--width", "1100", "--batch", "2", "--unsynced-blocks", "10")
+    return Case("exposed communication", 2, "ddp", arguments, (), (Expected("transfer", None),))
+
+
+def rotating(draw: Draw) -> Case:
+    ranks, ms = draw.rng.choice([3, 4]), draw.ms(30, 60)
+    phase = draw.rng.choice(["forward", "backward", "data"])
+    cause = {"phase": phase, "ranks": [], "rotate": True, "ms": ms}
+    systemic = {"forward": "compute", "backward": "compute", "data": "data"}[phase]
+    part = ms / ranks
+    expected = (
+        Expected("jitter", ms - part, would_save=ms - part),
+        Expected(systemic, part),
+    )
+    return Case("rotating jitter", ranks, "ddp", draw.step(), (cause,), expected, "jitter")
+
+
+def every_k_steps(draw: Draw) -> Case:
+    ranks, every = draw.size(), draw.rng.choice([4, 5, 8])
+    ms = round(draw.ms(15, 30) * every, 1)
+    cause = {"phase": "host", "ranks": [0], "ms": ms, "every": every}
+    expected = Expected("straggler", ms / every, (0,), "host", would_save=ms / every)
+    return Case(
+        f"rank 0 works every {every} steps", ranks, "ddp", draw.step(), (cause,), (expected,),
+        "rank0-work",
+    )  # fmt: skip
+
+
+def checkpoints(draw: Draw, steps: int) -> Case:
+    every, ms = draw.rng.choice([15, 20]), round(draw.rng.uniform(300, 600), 1)
+    cause = {"phase": "checkpoint", "ranks": [0], "ms": ms, "every": every}
+    seconds = len(range(every, steps, every)) * ms / 1e3
+    return Case(
+        f"checkpoint on rank 0 every {every} steps", draw.size(), "ddp", draw.step(), (cause,),
+        (), "rank0-work", seconds,
+    )  # fmt: skip
+
+
+def two_causes(draw: Draw) -> Case:
+    ranks, first, second = draw.rng.choice([3, 4]), draw.ms(25, 40), draw.ms(12, 20)
+    rank = draw.rng.randrange(ranks)
+    causes = (
+        {"phase": "backward", "ranks": [rank], "ms": first},
+        {"phase": "data", "ranks": list(range(ranks)), "ms": second},
+    )
+    expected = (
+        Expected("straggler", first, (rank,), "backward", would_save=first),
+        Expected("data", second, would_save=second),
+    )
+    return Case("two causes at once", ranks, "ddp", draw.step(), causes, expected, "slow-rank")
+
+
+def clean(draw: Draw) -> Iterator[Case]:
+    for step in (20.0, 150.0):
+        for model in ("ddp", "batchnorm", "fsdp"):
+            yield Case(f"clean {step:.0f} ms, {model}", draw.size(), model, speed(step))
+
+
+def all_cases(seed: int, steps: int) -> list[Case]:
+    draw = Draw(seed)
+    cases = list(clean(draw))
+    for model in ("ddp", "batchnorm", "fsdp"):
+        cases += [slow(draw, p, model) for p in ("data", "forward", "backward", "host")]
+    cases += [slow(draw, p, "ddp", ("--reduce-loss",)) for p in ("data", "backward")]
+    cases += [
+        two_equally_slow(draw), each_in_another_phase(draw), each_in_another_block(draw),
+        all_wait_for_data(draw), exposed(draw), rotating(draw), every_k_steps(draw),
+        checkpoints(draw, steps), two_causes(draw),
+    ]  # fmt: skip
+    return cases
+
+
+# -- running ----------------------------------------------------------------------------
+
+
+def diag_run(where: Path, name: str, ranks: int, arguments: list[str], causes: str) -> str:
+    command = [
+        *DIAG, "run", "--gpus", str(ranks), "--device", "cpu", "--name", name,
+        str(JOB), *arguments,
+    ]  # fmt: skip
+    environment = os.environ | {"PLANTED": causes}
+    done = subprocess.run(
+        command, cwd=where, env=environment, capture_output=True, text=True, timeout=300
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def report(where: Path, name: str, baseline: str) -> dict[str, Any]:
+    command = [*DIAG, "scaling-report", name, "--baseline", baseline, "--json"]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    return dict(json.loads(done.stdout))
+
+
+class Bench:
+    """Runs cases in one folder; baselines are shared by cases with the same work."""
+
+    def __init__(self, where: Path, steps: int, seed: int) -> None:
+        self.where, self.steps, self.seed = where, steps, seed
+        self.baselines: dict[tuple[str, ...], str] = {}
+
+    def arguments(self, case: Case) -> list[str]:
+        common = ["--model", case.model, "--steps", str(self.steps), "--seed", str(self.seed)]
+        return [*common, *case.arguments]
+
+    def baseline(self, case: Case) -> str:
+        key = tuple(self.arguments(case))
+        if key not in self.baselines:
+            name = f"base-{len(self.baselines)}"
+            diag_run(self.where, name, 1, list(key), "[]")
+            self.baselines[key] = name
+        return self.baselines[key]
+
+    def run(self, number: int, case: Case) -> Outcome:
+        baseline = self.baseline(case)
+        name = f"case-{number:02d}"
+        printed = diag_run(
+            self.where, name, case.ranks, self.arguments(case), json.dumps(case.causes)
+        )
+        return judge(case, report(self.where, name, baseline), measured_truth(printed))
+
+
+def measured_truth(printed: str) -> float | None:
+    found = re.search(r"TRUTH exposed_ms ([-\d.]+)", printed)
+    return float(found[1]) if found else None
+
+
+# -- judging ----------------------------------------------------------------------------
+
+
+def near(reported: float | None, planted: float) -> bool:
+    allowed = max(TOLERANCE * abs(planted), TOLERANCE_MS)
+    return reported is not None and abs(reported - planted) <= allowed
+
+
+def judge(case: Case, said: dict[str, Any], truth: float | None) -> Outcome:
+    terms = {t["term"]: t for t in said["terms"]}
+    step = said["step_ms"]["measured"]
+    residual = terms["residual"]["ms"] / step
+    outcome = Outcome(case, "nothing", "", residual=residual, verdict=said["verdict"])
+    if abs(residual) > RESIDUAL:
+        outcome.problems.append(f"residual {residual:.1%}")
+    expected = [
+        Expected(e.term, truth if e.ms is None else e.ms, e.ranks, e.phase, e.would_save)
+        for e in case.expected
+    ]
+    if expected:
+        check_terms(outcome, expected, terms)
+    if case.finding and case.finding not in {f["code"] for f in said["findings"]}:
+        outcome.problems.append(f"no {case.finding}")
+    if case.checkpoint_s is not None:
+        check_checkpoint(outcome, case.checkpoint_s, said)
+    if not case.causes and not expected:
+        loud = [f"{f['code']} ({f['severity']})" for f in said["findings"] if f["severity"] in LOUD]
+        outcome.problems += loud
+        outcome.reported = f"T {step:.1f} ms, {said['efficiency']['value']:.0%}"
+    return outcome
+
+
+def check_terms(outcome: Outcome, expected: list[Expected], terms: dict[str, Any]) -> None:
+    planted, reported = [], []
+    for e in expected:
+        assert e.ms is not None
+        term = terms[e.term]
+        planted.append(f"{e.term} {e.ms:.1f}")
+        reported.append(f"{e.term} {term['ms']:.1f}")
+        if not near(term["ms"], e.ms):
+            outcome.problems.append(f"{e.term}: {term['ms']:.1f} for {e.ms:.1f} ms")
+        if e.ranks is not None and sorted(term["ranks"]) != sorted(e.ranks):
+            outcome.problems.append(f"ranks {term['ranks']} for {list(e.ranks)}")
+        if e.phase is not None and term["phase"] != e.phase:
+            outcome.problems.append(f"phase {term['phase']} for {e.phase}")
+        if e.would_save is not None and not near(term["would_save_ms"], e.would_save):
+            outcome.problems.append(f"saves {term['would_save_ms']} for {e.would_save:.1f} ms")
+    leader = max((t for t in terms.values() if t["ms"] is not None), key=lambda t: t["ms"])
+    close = [e.term for e in expected if abs((e.ms or 0) - (expected[0].ms or 0)) < TOLERANCE_MS]
+    if leader["term"] not in close:
+        outcome.problems.append(f"{leader['term']} leads ({leader['ms']:.1f} ms)")
+    outcome.planted, outcome.reported = ", ".join(planted), ", ".join(reported)
+
+
+def check_checkpoint(outcome: Outcome, seconds: float, said: dict[str, Any]) -> None:
+    wall = said["wall"]
+    outcome.planted = f"checkpoint {seconds:.2f} s"
+    outcome.reported = f"checkpoint {wall['checkpoint_s']:.2f} s"
+    if abs(wall["checkpoint_s"] - seconds) > max(TOLERANCE * seconds, 0.1):
+        outcome.problems.append("checkpoint seconds")
+    straggler = next(t for t in said["terms"] if t["term"] == "straggler")
+    if straggler["ranks"]:
+        outcome.problems.append(f"straggler {straggler['ranks']}: checkpoint in the steady state")
+
+
+# -- output -----------------------------------------------------------------------------
+
+
+def row(outcome: Outcome) -> list[str]:
+    case = outcome.case
+    ok = "ok" if not outcome.problems else "; ".join(outcome.problems)
+    return [
+        case.name, str(case.ranks), outcome.planted, outcome.reported,
+        f"{outcome.residual:+.2%}", ok,
+    ]  # fmt: skip
+
+
+def markdown(outcomes: list[Outcome], seed: int) -> str:
+    lines = [
+        f"{describe_machine()}, seed {seed}",
+        "",
+        "| case | ranks | planted (ms/step) | reported | residual | result |",
+        "|---|---|---|---|---|---|",
+        *("| " + " | ".join(row(o)) + " |" for o in outcomes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--keep", type=Path, help="folder for the runs (default: temporary)")
+    options = parser.parse_args()
+    print(f"seed {options.seed}")
+    cases = [c for c in all_cases(options.seed, options.steps) if options.only in c.name]
+    outcomes = []
+    with tempfile.TemporaryDirectory() as temporary:
+        where = options.keep or Path(temporary)
+        where.mkdir(parents=True, exist_ok=True)
+        bench = Bench(where, options.steps, options.seed)
+        for number, case in enumerate(cases):
+            outcome = bench.run(number, case)
+            outcomes.append(outcome)
+            print(" | ".join(row(outcome)), flush=True)
+    if options.markdown:
+        options.markdown.write_text(markdown(outcomes, options.seed))
+    failed = sum(bool(o.problems) for o in outcomes)
+    print(f"{len(outcomes) - failed} of {len(outcomes)} cases right")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
