@@ -44,4 +44,35 @@ _SPEED = (
     ),
 )
 
-CATALOGUE: dict[str, Code] = {c.code: c for c in _SPEED}
+# `diag doctor`: warn costs speed or evidence, fail stops training or makes it meaningless.
+_CHECKS = (
+    Code("python-version", "check", "Is this Python supported?", "fail: older than 3.11"),
+    Code("torch-version", "check", "Is torch installed, whole and supported?", "fail"),
+    Code("torch-build", "check", "Is torch built for this machine?", "fail: CPU-only on GPUs"),
+    Code("torch-cuda", "check", "Can torch use CUDA?", "fail"),
+    Code("gpu-driver", "check", "Does the NVIDIA driver answer?", "fail"),
+    Code("driver-cuda", "check", "Is the driver new enough for torch's CUDA?", "fail"),
+    Code("gpus-visible", "check", "Are all the GPUs visible?", "warn; fail: too few for --gpus"),
+    Code("gpu-arch", "check", "Has torch kernels for these GPUs?", "warn: from PTX; fail: none"),
+    Code("gpu-models", "check", "Are the GPUs alike?", "warn"),
+    Code("gpu-busy", "check", "Are the GPUs free?", "warn"),
+    Code("gpu-mig", "check", "Is a GPU split into MIG slices?", "warn"),
+    Code("gpu-compute-mode", "check", "Do the GPUs accept work?", "fail"),
+    Code("nccl-version", "check", "Has this NCCL a known fault?", "warn"),
+    Code("nccl-transport-off", "check", "Is a transport of NCCL switched off?", "warn"),
+    Code("nccl-debug", "check", "Is NCCL's debug output on?", "warn"),
+    Code("nccl-blocking-wait", "check", "Do collectives block the host?", "warn"),
+    Code("socket-interface", "check", "Do the prescribed interfaces exist?", "fail"),
+    Code("host-name", "check", "Does the host name lead to this host?", "warn"),
+    Code("debug-settings", "check", "Are debug settings of torch left on?", "warn"),
+    Code("cpu-cores", "check", "Are there cores for the ranks?", "warn on CPU, fail with GPUs"),
+    Code("cpu-threads", "check", "Do the ranks' threads fit the cores?", "warn"),
+    Code("host-memory", "check", "Is there memory for the ranks?", "warn; fail below 0.5 GiB each"),
+    Code("shm-size", "check", "Is /dev/shm large enough?", "warn below 1 GiB, fail to 64 MiB"),
+    Code("open-files", "check", "May a process open enough files?", "warn"),
+    Code("runs-disk", "check", "Can runs be recorded?", "warn: little room; fail: none"),
+    Code("clock-source", "check", "Is reading the clock cheap?", "warn"),
+    Code("trace-permission", "check", "Can a hung rank be looked into?", "warn"),
+)
+
+CATALOGUE: dict[str, Code] = {c.code: c for c in (*_SPEED, *_CHECKS)}
