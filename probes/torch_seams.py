@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, ModuleType
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from torch.compiler import is_compiling
 
 from diag.probes.contain import Failures
-from diag.probes.roots import live_modules, wrap_call
+from diag.probes.roots import wrap_call
 from diag.probes.tracker import DATA, Tracker
 from diag.probes.watchers import Watchers
 from diag.record.schema import Phase
@@ -91,6 +92,8 @@ class Seams:
         self.without = without
         self.patches = Patches()
         self.capabilities: dict[str, bool] = {}
+        self._gradients_watched: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self._last_gradient: list[Any] = []
         # Seams run inside the training: whatever fails in one is contained here.
         safe = failures.contained
         self.begin = safe("begin", tracker.begin)
@@ -345,26 +348,28 @@ class Seams:
 
     def _watch_last_gradient(self) -> Callable[[], None]:
         """Fallback: the last parameter whose gradient arrives ends the local backward."""
-        last: list[Any] = []
-        now = self.tracker.timeline.now
+        for ddp in self.tracker.live_ddps():
+            if ddp not in self._gradients_watched:
+                self._gradients_watched.add(ddp)
+                self._watch_gradients(ddp)
+        self._last_gradient.clear()
+
+        def unwatch() -> None:
+            if self._last_gradient:
+                self.tracker.local_backward_ended_at(self._last_gradient[0])
+
+        return unwatch
+
+    def _watch_gradients(self, module: torch.nn.Module) -> None:
+        now, last = self.tracker.timeline.now, self._last_gradient
 
         def arrived(_: torch.Tensor) -> None:
             last[:] = [now()]
 
-        handles = [
-            p.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
-            for module in live_modules()
-            for p in module.parameters(recurse=False)
-            if p.requires_grad and p.is_leaf
-        ]
-
-        def unwatch() -> None:
-            for handle in handles:
-                handle.remove()
-            if last:
-                self.tracker.local_backward_ended_at(last[0])
-
-        return unwatch
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                handle = parameter.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+                self.patches.undo.append(handle.remove)
 
     # -- optimizer ----------------------------------------------------------------------
 

@@ -154,6 +154,9 @@ class Tracker:
     def ddp_built(self, ddp: Any) -> None:
         self._ddps[f"ddp:{len(self._ddps)}"] = weakref.ref(ddp)
 
+    def live_ddps(self) -> list[Any]:
+        return [ddp for ref in self._ddps.values() if (ddp := ref()) is not None]
+
     def _expecting(self) -> list[tuple[str, Any]]:
         """(name, process group) of each DDP whose last forward asked its backward to synchronize.
 
