@@ -4,8 +4,8 @@ Dictionary columns keep one growing table per stream and ship only its new entri
 delta dictionaries), so a call site's name is written once per file.
 
 An IPC message has no checksum of its own, and after a power cut a file may end in zeros that
-decode as rows. Every batch therefore carries the CRC-32 of its contents as metadata, and the
-number of its first row, which ties a stream's two files together.
+decode as rows. Every batch therefore carries as metadata the number of its first row, which
+ties a stream's two files together, and a CRC-32 of that number, its columns and its contents.
 """
 
 from __future__ import annotations
@@ -117,15 +117,21 @@ def best_compression() -> str | None:
 
 
 def _metadata(batch: pa.RecordBatch, first_row: int) -> dict[bytes, bytes]:
-    return {CRC_KEY: b"%d" % checksum(batch), FIRST_ROW_KEY: b"%d" % first_row}
+    return {CRC_KEY: b"%d" % checksum(batch, first_row), FIRST_ROW_KEY: b"%d" % first_row}
 
 
-def checksum(batch: pa.RecordBatch) -> int:
-    """CRC-32 of a batch's logical contents; the same before writing and after reading."""
-    value = 0
+def checksum(batch: pa.RecordBatch, first_row: int) -> int:
+    """CRC-32 of a batch's columns and values; the same before writing and after reading."""
+    columns = " ".join(f"{field.name}:{_type_name(field.type)}" for field in batch.schema)
+    value = zlib.crc32(f"{first_row} {len(batch)} {columns}".encode())
     for column in batch.columns:
         value = _array_checksum(column, value)
     return value
+
+
+def _type_name(kind: pa.DataType) -> str:
+    # Spelled out: how pyarrow prints a dictionary type may change between versions.
+    return f"{kind.index_type}>{kind.value_type}" if pa.types.is_dictionary(kind) else str(kind)
 
 
 def _array_checksum(array: pa.Array, value: int) -> int:

@@ -23,7 +23,7 @@ RANK_JSON = "rank.json"
 HEARTBEAT = "heartbeat"
 _RANKS = "ranks"
 _LOGS = "logs"
-_NAME = re.compile(r"[\w+=@,-][\w.+=@,-]{0,127}")
+_NAME = re.compile(r"\w[\w.+=@,-]{0,127}")
 _NAMES_SHOWN = 10
 
 
@@ -124,7 +124,7 @@ def _checked_name(name: str) -> str:
     raise UsageError(
         "bad-run-name",
         f"{name!r} cannot be a run's name",
-        "use up to 128 letters, digits and . _ - + = @ , and do not begin with a dot",
+        "use up to 128 letters, digits and . _ - + = @ , and begin with a letter or digit",
     )
 
 

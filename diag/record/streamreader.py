@@ -2,8 +2,8 @@
 
 Files are read whole into memory and parsed from there, so that a bogus length in a torn
 message is checked against the bytes that exist before anything is allocated. Each batch is
-validated, and compared with its checksum where it carries one. What follows the first
-unreadable message of a file is skipped and said so.
+validated and compared with its checksum. What follows the first unreadable message of a file
+is skipped and said so.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class StreamRead:
 
 @dataclass(frozen=True)
 class _Numbered:
-    """A batch and the number of its first row; None where the file does not say."""
+    """A batch and the number of its first row in the stream."""
 
-    first_row: int | None
+    first_row: int
     batch: pa.RecordBatch
 
 
@@ -91,11 +91,10 @@ def _read_messages(data: pa.Buffer) -> tuple[tuple[_Numbered, ...], bool]:
         while True:
             batch, metadata = reader.read_next_batch_with_custom_metadata()
             batch.validate(full=True)
-            notes = dict(metadata or {})
-            if CRC_KEY in notes and int(notes[CRC_KEY]) != checksum(batch):
+            first_row = int(metadata[FIRST_ROW_KEY])
+            if int(metadata[CRC_KEY]) != checksum(batch, first_row):
                 return tuple(batches), True
-            first_row = notes.get(FIRST_ROW_KEY)
-            batches.append(_Numbered(None if first_row is None else int(first_row), batch))
+            batches.append(_Numbered(first_row, batch))
     except StopIteration:
         return tuple(batches), False
     # Damaged bytes may fail in any way: as Arrow's errors, as OSError, as text that is no UTF-8.
@@ -108,13 +107,11 @@ def _in_order(numbered: tuple[_Numbered, ...]) -> tuple[list[pa.RecordBatch], in
     kept: list[pa.RecordBatch] = []
     following = missing = 0
     for item in numbered:
-        first = following if item.first_row is None else item.first_row
-        if first > following:
-            missing += first - following
-        fresh = item.batch.slice(max(0, following - first))
+        missing += max(0, item.first_row - following)
+        fresh = item.batch.slice(max(0, following - item.first_row))
         if len(fresh):
             kept.append(fresh)
-        following = max(following, first + len(item.batch))
+        following = max(following, item.first_row + len(item.batch))
     return kept, missing
 
 

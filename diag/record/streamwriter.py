@@ -80,7 +80,6 @@ class StreamWriter:
         if self._tail_file.full or self._block_file.full:
             self._block_file.push()
             self._tail_file.push()
-            return
         batch = self._encoder.batch(rows) if rows else None
         self.refused -= len(rows)
         if batch is not None:

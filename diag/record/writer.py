@@ -66,7 +66,7 @@ class RankWriter:
         self.flushes = 0
         self.flush_cost_ns = 0
         self.flush_wall_ns = 0
-        self._reported_failures = 0
+        self._reported = (0, 0)
         self._cap = Cap(max_bytes)
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -186,9 +186,10 @@ class RankWriter:
         self.last_failure = f"{type(error).__name__}: {error}"
 
     def _report_failures(self) -> None:
-        if self.failures == self._reported_failures:
+        state = (self.failures, self.lost_rows)
+        if state == self._reported:
             return
-        self._reported_failures = self.failures
+        self._reported = state
         detail = {
             "where": "record",
             "count": self.failures,
