@@ -157,7 +157,9 @@ def _waits(table: pa.Table, common: I64, codes: _Codes) -> Waits:
     slot = np.searchsorted(common, step)
     inside = slot < len(common)
     inside[inside] = common[slot[inside]] == step[inside]
-    rows = np.flatnonzero(inside & _valid(table["seq"], table["wait_ns"], table["end_ns"]))
+    rows = np.flatnonzero(
+        inside & _valid(table["step"], table["seq"], table["wait_ns"], table["end_ns"])
+    )
     wait = _ints(table["wait_ns"])
     rows = rows[np.argsort(wait[rows], kind="stable")]
     wait = wait[rows]

@@ -13,7 +13,7 @@ def step_row(index: int) -> Row:
     return (index, start, start + STEP_NS, *[10] * 7, 32, None, 1, 3, 0)
 
 
-def collective_row(step: int, seq: int | None, **changes: Any) -> Row:
+def collective_row(step: int, seq: int | None, /, **changes: Any) -> Row:
     row = {
         "step": step,
         "group": "ddp:0",
