@@ -1,7 +1,7 @@
 """Is this machine fit to train? Checks torch, driver, GPUs, NCCL, host and limits.
 
 Every check says what was found, what it costs if it is not well, and the command or setting
-that mends it. Takes a second or two and changes nothing. Exit code 0: nothing failed; 1: a
+that mends it. Takes a few seconds and changes nothing. Exit code 0: nothing failed; 1: a
 check failed (with --strict also: a check warned).
 """
 
