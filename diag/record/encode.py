@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,26 +27,36 @@ class _Codes:
 
     def __init__(self, kind: pa.DictionaryType) -> None:
         self._kind = kind
-        self._code: dict[str, int] = {}
+        self._code: dict[str | None, int | None] = {None: None}
         # The last code is kept for everything that no longer fits the index type.
         self._room = 2 ** (kind.index_type.bit_width - 1) - 1
-        self._names = pa.array([], kind.value_type)
+        self._names: list[str] = []
+        self._dictionary = pa.array([], kind.value_type)
 
-    def encode(self, values: Iterable[str | None]) -> pa.DictionaryArray:
-        indices = [None if v is None else self._index(v) for v in values]
-        if len(self._code) != len(self._names):
-            self._names = pa.array(list(self._code), self._kind.value_type)
-        return self.name(pa.array(indices, self._kind.index_type))
+    def encode(self, values: Sequence[str | None]) -> pa.DictionaryArray:
+        try:
+            codes = list(map(self._code.__getitem__, values))
+        except KeyError:
+            codes = list(map(self._add, values))
+        if len(self._dictionary) != len(self._names):
+            self._dictionary = pa.array(self._names, self._kind.value_type)
+        return self.name(pa.array(codes, self._kind.index_type))
 
-    def name(self, indices: pa.Array) -> pa.DictionaryArray:
-        return pa.DictionaryArray.from_arrays(indices, self._names, safe=False)
+    def name(self, codes: pa.Array) -> pa.DictionaryArray:
+        return pa.DictionaryArray.from_arrays(codes, self._dictionary, safe=False)
 
-    def _index(self, value: str) -> int:
-        code = self._code.get(value)
-        if code is not None:
-            return code
-        name = value if len(self._code) < self._room else _OVERFLOW
-        return self._code.setdefault(name, len(self._code))
+    def _add(self, value: str | None) -> int | None:
+        if value in self._code:
+            return self._code[value]
+        if not isinstance(value, str):  # once in the dictionary it would spoil every later batch
+            raise TypeError(f"{value!r} is no name")
+        if len(self._names) < self._room:
+            self._code[value] = len(self._names)
+            self._names.append(value)
+            return self._code[value]
+        if len(self._names) == self._room:
+            self._names.append(_OVERFLOW)
+        return self._room
 
 
 class RowEncoder:

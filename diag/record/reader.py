@@ -80,7 +80,8 @@ def read_run(path: Path) -> Run:
     """Read the run in directory `path`.
 
     Raises:
-        RecordError: `not-a-run`, `empty-run`, or `newer-record` naming both versions.
+        RecordError: `not-a-run`, `unreadable-run`, `empty-run`, or `newer-record` naming both
+            versions.
     """
     run_dir = RunDir(path)
     if not path.is_dir():
@@ -151,12 +152,23 @@ def _last_life(run_dir: RunDir) -> tuple[dict[int, Path], int]:
     All ranks restart together, so an older life of one rank has no counterpart in the others.
     """
     lives: dict[int, dict[int, Path]] = {}
-    for directory in run_dir.ranks.iterdir() if run_dir.ranks.is_dir() else ():
+    for directory in _children(run_dir.ranks):
         match = _RANK_DIRECTORY.fullmatch(directory.name)
         if match and directory.is_dir():
             lives.setdefault(int(match[2]), {})[int(match[1])] = directory
     last = max(lives, default=0)
     return lives.get(last, {}), last
+
+
+def _children(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RecordError(
+            "unreadable-run", f"cannot list {directory}: {error.strerror or error}"
+        ) from error
 
 
 def _empty_hint(facts: Mapping[str, Any]) -> str:

@@ -129,11 +129,19 @@ def _checked_name(name: str) -> str:
 
 
 def list_runs(runs_dir: Path) -> tuple[RunDir, ...]:
-    """Every run in the store, newest first; empty when the store does not exist."""
+    """Every run in the store, newest first; empty when the store does not exist.
+
+    Raises:
+        DiagError: `runs-dir-not-readable`, with the system's reason.
+    """
     try:
         children = [RunDir(p) for p in runs_dir.iterdir() if p.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return ()
+    except OSError as error:
+        raise DiagError(
+            "runs-dir-not-readable", f"cannot list {runs_dir}: {error.strerror or error}"
+        ) from error
     return tuple(sorted(filter(_looks_like_run, children), key=_age_key, reverse=True))
 
 
@@ -170,9 +178,16 @@ def find_run(runs_dir: Path, name_or_path: str | Path) -> RunDir:
     text = str(name_or_path)
     is_name = os.sep not in text and text not in ("", ".", "..")
     for path in (runs_dir / text, Path(text)) if is_name else (Path(text),):
-        if text and path.is_dir():
+        if text and _is_directory(path):
             return RunDir(path.resolve())
     raise DiagError("no-such-run", f"no run {text!r} in {runs_dir}", _names_hint(runs_dir, text))
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long, unreadable, or no path at all
+        return False
 
 
 def _names_hint(runs_dir: Path, text: str) -> str:

@@ -165,6 +165,17 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, kind: str) -> None:
         read_run(path)
 
 
+def test_a_directory_that_may_not_be_read_is_an_error_with_the_reason(
+    run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(RecordError, match="cannot list .*: Permission denied"):
+        read_run(run_path)
+
+
 def test_files_that_are_none_of_ours_are_ignored(run_path: Path) -> None:
     (run_path / "ranks" / "notes.txt").write_text("mine")
     (run_path / "ranks" / "00001-0" / "steps.arrows.bak").write_text("mine")

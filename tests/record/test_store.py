@@ -15,6 +15,11 @@ from diag.record.atomic import write_json_atomic
 from diag.record.store import create_run, default_runs_dir, find_run, list_runs, newest_run
 
 
+def refuse(*_args: object, **_kwargs: object) -> None:
+    """In place of a system call: permissions do not stop root."""
+    raise PermissionError(13, "Permission denied")
+
+
 def test_a_run_is_private_and_ready_for_ranks_and_logs(tmp_path: Path) -> None:
     run = create_run(tmp_path / "store", "first", "train.py")
     assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
@@ -64,9 +69,6 @@ def test_a_runs_dir_that_is_a_file_is_an_error_with_the_reason(tmp_path: Path) -
 def test_a_runs_dir_without_permission_is_an_error_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_args: object, **_kwargs: object) -> None:  # root may write everywhere
-        raise PermissionError(13, "Permission denied")
-
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(DiagError, match="Permission denied") as caught:
         create_run(tmp_path / "locked", "a", "x.py")
@@ -137,6 +139,21 @@ def test_an_empty_store_says_how_to_record_a_run(tmp_path: Path) -> None:
     with pytest.raises(DiagError) as caught:
         find_run(tmp_path / "none", "a")
     assert "diag run" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5_000, "a\0b", "no/such/path"])
+def test_what_can_be_no_name_at_all_is_not_found_either(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DiagError) as caught:
+        find_run(tmp_path, name)
+    assert caught.value.slug == "no-such-run"
+
+
+def test_a_store_that_may_not_be_read_is_an_error_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DiagError, match="cannot list .*: Permission denied"):
+        list_runs(tmp_path)
 
 
 def test_the_store_may_be_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_more_names_than_the_column_can_number_share_one(tmp_path: Path) -> None
     writer.close()
     assert writer.failures == 0
     kinds = [row["kind"] for row in rows_of(tmp_path, "events") if row["kind"] != "anchor"]
-    assert kinds[:125] == [f"kind {n}" for n in range(125)]
+    assert kinds[:126] == [f"kind {n}" for n in range(126)]  # the 127th name is "anchor"
     assert set(kinds[126:]) == {"(others)"}
     assert len(kinds) == 130
 
@@ -322,6 +322,17 @@ def test_a_row_that_does_not_fit_is_counted_and_later_rows_are_kept(tmp_path: Pa
     writer.close()
     assert [row["index"] for row in rows_of(tmp_path, "steps")] == [1]
     assert of_kind(tmp_path, "probe_failure")[-1]["count"] == 1
+
+
+def test_a_name_that_is_no_text_does_not_spoil_its_column(tmp_path: Path) -> None:
+    writer = RankWriter(tmp_path)
+    writer.append_collective(collective_row(0, 0, site="new.py:1"))
+    writer.append_collective(collective_row(0, 1, site=12))
+    assert writer.flush() is False
+    writer.append_collective(collective_row(0, 2, site="new.py:1"))
+    writer.append_collective(collective_row(0, 3, site="new.py:2"))
+    writer.close()
+    assert [row["site"] for row in rows_of(tmp_path, "collectives")] == ["new.py:1", "new.py:2"]
 
 
 def test_in_a_forked_child_it_is_inert(tmp_path: Path) -> None:
