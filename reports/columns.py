@@ -5,6 +5,7 @@ Resampling steps then is one matrix product, and the same code gives the value a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,6 +48,15 @@ class Columns:
             *((weights @ c.reshape(len(c), -1)).reshape(rows, *c.shape[1:]) for c in self._all())
         )
 
+    @classmethod
+    def joined(cls, runs: Sequence[Columns]) -> Columns:
+        """The steps of several runs of equally many ranks, one run after the other."""
+        return cls(*(np.concatenate(c) for c in zip(*(r._all() for r in runs), strict=True)))
+
+    def first(self) -> Columns:
+        """The first row alone, without its axis."""
+        return Columns(*(np.asarray(c[0]) for c in self._all()))
+
     def shifted(self, shift: F64) -> Columns:
         """The same steps with every rank's phases moved by constants. shift: [R, 6] ms."""
         local = self.local + shift
@@ -63,6 +73,12 @@ class Columns:
 
     def _all(self) -> tuple[F64, ...]:
         return (self.local, self.self_max, self.inner, self.step, self.labelled, self.work)
+
+
+def widened(replicates: Columns, centre: Columns, factor: float) -> Columns:
+    """Replicates moved away from their centre by a factor."""
+    pairs = zip(replicates._all(), centre._all(), strict=True)
+    return Columns(*(c + factor * (r - c) for r, c in pairs))
 
 
 def release_to_release_ns(panel: Panel) -> I64:

@@ -69,7 +69,14 @@ def split(means: Columns) -> Parts:
     )
 
 
-def lost(run: Parts, base: Parts | None, q: float) -> dict[TermName, F64]:
+def ideal_share(run: Columns, base: Columns | None) -> F64:
+    """q = (B/N)/(b_M/M): how much of the baseline's step is ideal here; NaN where unknown."""
+    if base is None:
+        return np.full(run.step.shape, np.nan)
+    return np.asarray((run.work / run.num_ranks) / (base.work / base.num_ranks))
+
+
+def lost(run: Parts, base: Parts | None, q: F64) -> dict[TermName, F64]:
     """Every term in ms; they sum to `run.step - ideal_step(run, base, q)`.
 
     Without a baseline the ideal step is the typical rank's self-time: systemic terms are then 0.
@@ -78,7 +85,7 @@ def lost(run: Parts, base: Parts | None, q: float) -> dict[TermName, F64]:
         zero = np.zeros_like(run.step)
         systemic: dict[TermName, F64] = dict.fromkeys(SYSTEMIC, zero)
         return systemic | _own(run)
-    excess = run.typical - q * base.typical
+    excess = run.typical - q[..., None] * base.typical
     terms: dict[TermName, F64] = {
         name: excess[..., list(phases)].sum(axis=-1) for name, phases in SYSTEMIC.items()
     }
@@ -86,7 +93,7 @@ def lost(run: Parts, base: Parts | None, q: float) -> dict[TermName, F64]:
     return terms | {name: ms - q * theirs[name] for name, ms in _own(run).items()}
 
 
-def ideal_step(run: Parts, base: Parts | None, q: float) -> F64:
+def ideal_step(run: Parts, base: Parts | None, q: F64) -> F64:
     """T*, ms."""
     return np.asarray(run.typical.sum(axis=-1)) if base is None else np.asarray(q * base.step)
 

@@ -1,0 +1,138 @@
+"""95% intervals for every term, the speed-up and the efficiency.
+
+The basic bootstrap interval, value - quantiles(replicates - centre), is right where a statistic
+is smooth. Two parts of the identity are not: the slowest rank's mean is the maximum of noisy
+means, the typical rank's their lower median. Among equal ranks both are biased, by up to 2.4
+standard errors of a rank's mean with 64 ranks, and resampling the ranks as they came shows only
+a part of it, since the noise of the record itself already sets them apart. So replicates are
+drawn in two worlds:
+
+- as recorded: every rank's means are taken at their word;
+- tied: in each phase, ranks whose means differ by no more than noise would are moved to their
+  common mean, which is what they have if they are equal (the idea of moment selection, Andrews
+  and Soares 2010, and of Andrews 2000 on bootstraps at a boundary).
+
+Each limit is the wider of the two. Where ranks truly differ or truly do not, the worlds agree
+or the tied one is right; between, the recorded one covers.
+
+Jitter has a second trap: an event too rare to be in the record resamples to none. Its upper
+limit is at least that of a Poisson count of the steps in which another rank was the slowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from diag.reports.columns import Columns
+from diag.reports.identity import ideal_share, ideal_step, lost, split
+from diag.reports.panel import F64
+from diag.reports.stats import Resamples
+
+LEVEL = 0.95
+_TIED = 0.99  # ranks are tied unless further apart than this share of replicates
+Limits = dict[str, tuple[float, float]]
+_NEVER_NEGATIVE = ("straggler", "jitter", "serialization")
+
+
+def intervals(run: Resamples, base: Resamples | None) -> Limits:
+    """(low, high) in ms by term; in their own units for "efficiency" (0..1)."""
+    value = _quantities(run.centre, None if base is None else base.centre)
+    limits: Limits = {}
+    for world, other in _worlds(run, base):
+        spread = _deviations(world, other)
+        for name, centre in value.items():
+            low, high = (centre - np.quantile(spread[name], [1 - _TAIL, _TAIL])).tolist()
+            before = limits.get(name, (low, high))
+            limits[name] = (min(low, before[0]), max(high, before[1]))
+    rare = _rare_events(run.steps)
+    limits["jitter"] = (limits["jitter"][0], max(limits["jitter"][1], rare))
+    if base is None or base.centre.num_ranks == 1:
+        for name in _NEVER_NEGATIVE:
+            low, high = limits[name]
+            limits[name] = (max(low, 0.0), max(high, 0.0))
+    return limits
+
+
+_TAIL = (1 - LEVEL) / 2
+
+
+def _quantities(run: Columns, base: Columns | None) -> dict[str, F64]:
+    parts = split(run)
+    base_parts = None if base is None else split(base)
+    q = ideal_share(run, base)
+    terms: dict[str, F64] = {**lost(parts, base_parts, q)}
+    return terms | {"efficiency": ideal_step(parts, base_parts, q) / parts.step}
+
+
+def _deviations(run: Resamples, base: Resamples | None) -> dict[str, F64]:
+    """Replicates less their centre, by quantity: [K]."""
+    drawn = _quantities(run.means, None if base is None else base.means)
+    centre = _quantities(run.centre, None if base is None else base.centre)
+    return {name: values - centre[name] for name, values in drawn.items()}
+
+
+def _worlds(
+    run: Resamples, base: Resamples | None
+) -> Iterator[tuple[Resamples, Resamples | None]]:
+    yield run, base
+    if run.centre.num_ranks > 1:
+        yield _tied(run), base if base is None or base.centre.num_ranks == 1 else _tied(base)
+
+
+def _tied(side: Resamples) -> Resamples:
+    """The same side, with ranks that noise alone may set apart moved to their common means."""
+    shift = np.stack(
+        [
+            _ties(side.centre.local[:, k], side.means.local[:, :, k])
+            for k in range(side.centre.local.shape[-1])
+        ],
+        axis=-1,
+    )
+    moved = side.steps.shifted(shift)
+    top = float(side.share @ moved.self_max)
+    drawn = top + side.widening * (side.weights @ moved.self_max - top)
+    return replace(
+        side,
+        centre=replace(side.centre, local=side.centre.local + shift, self_max=np.asarray(top)),
+        means=replace(side.means, local=side.means.local + shift, self_max=drawn),
+    )
+
+
+def _ties(mean: F64, drawn: F64) -> F64:
+    """How far each rank of one phase is moved to be tied to the others; 0 for ranks apart. [R]
+
+    The ranks farthest from the median are set apart until the spread of the rest is no more
+    than its replicates show. mean: [R]; drawn: [K, R].
+    """
+    noise = drawn - mean
+    kept = np.arange(len(mean))
+    while len(kept) > 1:
+        among = noise[:, kept] - noise[:, kept].mean(axis=1, keepdims=True)
+        usual = np.quantile((among**2).sum(axis=1), _TIED)
+        if ((mean[kept] - mean[kept].mean()) ** 2).sum() <= usual:
+            break
+        distance = np.abs(mean[kept] - np.median(mean[kept]))
+        kept = kept[np.argsort(distance, kind="stable")[: -max(1, len(kept) // 8)]]
+    shift = np.zeros(len(mean))
+    shift[kept] = mean[kept].mean() - mean[kept]
+    return shift
+
+
+def _rare_events(steps: Columns) -> float:
+    """97.5% upper limit of a mean made of rare events, ms.
+
+    The count's limit is (√(k + 1) + 0.98)², the square-root transform of a Poisson count
+    (Anscombe 1948): 3.9 for none seen. Their size: the mean of those seen, or, with none, the
+    spread of the margin by which the slowest rank led.
+    """
+    own = steps.self_time
+    slowest = own[:, int(own.mean(axis=0).argmax())]
+    lead = steps.self_max - slowest
+    seen = lead[lead > 0]
+    if own.shape[1] == 1:
+        return 0.0
+    size = seen.mean() if len(seen) else (slowest - np.sort(own, axis=1)[:, -2]).std()
+    return float((np.sqrt(len(seen) + 1) + 0.98) ** 2 * size / len(lead))
