@@ -29,7 +29,7 @@ class _Codes:
         self._kind = kind
         self._code: dict[str | None, int | None] = {None: None}
         # The last code is kept for everything that no longer fits the index type.
-        self._room = 2 ** (kind.index_type.bit_width - 1) - 1
+        self._room: int = 2 ** (kind.index_type.bit_width - 1) - 1
         self._names: list[str] = []
         self._dictionary = pa.array([], kind.value_type)
 

@@ -7,7 +7,9 @@ A run is one directory; each rank appends to files of its own below it::
         ranks/00003-0/                    rank 3, restart 0
             rank.json                     the rank's facts, rewritten whole
             heartbeat                     one small memory-mapped page
-            steps.arrows … events.arrows  Arrow IPC streams, append-only
+            steps.arrows … events.arrows  Arrow IPC streams, append-only, compressed blocks
+            steps.tail.arrows …           the same for the rows since the last block; gone
+                                          once the rank has closed its record
         logs/                             every rank's output
         anchors are rows of events: kind "anchor", detail {"monotonic_ns", "realtime_ns"}
 
@@ -114,6 +116,12 @@ GAUGES = pa.schema(
 )
 
 # kinds: anchor, gc, alloc_retry, checkpoint, evaluation, epoch, probe_failure, samples, rollup
+# Written by the recorder itself:
+#   anchor         {"monotonic_ns", "realtime_ns"}
+#   rollup         {"what": "summed"|"stopped", "from_step", "max_bytes"}: the size limit nears, or
+#                  is reached. A summed row of collectives has neither seq nor site; its
+#                  end_ns - wait_ns is the blocked time of all it stands for
+#   probe_failure  {"where": "record", "count", "lost_rows", "reason"}
 EVENTS = pa.schema(
     [
         ("time_ns", pa.int64()),

@@ -172,7 +172,7 @@ def test_a_directory_that_may_not_be_read_is_an_error_with_the_reason(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(RecordError, match="cannot list .*: Permission denied"):
+    with pytest.raises(RecordError, match=r"cannot list .*: Permission denied"):
         read_run(run_path)
 
 

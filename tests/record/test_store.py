@@ -152,7 +152,7 @@ def test_a_store_that_may_not_be_read_is_an_error_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DiagError, match="cannot list .*: Permission denied"):
+    with pytest.raises(DiagError, match=r"cannot list .*: Permission denied"):
         list_runs(tmp_path)
 
 
