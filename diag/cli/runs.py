@@ -136,7 +136,7 @@ def render(listed: Sequence[Listed], runs_dir: Path, now: float) -> str:
         return "\n".join(wrap(text)) + "\n"
     header = ["name", "ranks", "device", "steps", "ended", "age", "script"]
     rows = [header, *(_cells(one, now) for one in listed)]
-    return "\n".join(table(rows, "<><><><", indent=0)) + "\n"
+    return "\n".join(table(rows, "<><><<<", indent=0)) + "\n"
 
 
 def _cells(one: Listed, now: float) -> list[str]:
