@@ -56,6 +56,7 @@ class Capture:
         self._undo_gc: Callable[[], None] = lambda: None
         self._forward_seen = False
         self._graphs = 0
+        self._autocast = ""
         self._beats = 0
         self._background_ns = 0
         self.begin_forward = failures.contained("begin_forward", self._begin_forward)
@@ -84,8 +85,8 @@ class Capture:
             training = module.training or torch.is_grad_enabled()
             self._forward_seen |= training
             self.watchers.forward_called(training)
-            if training and "-autocast" not in self.facts.get("precision", "-autocast"):
-                self.facts["precision"] += autocast_suffix(self.config.device)
+            if training and not self.roots.settled:
+                self._autocast = autocast_suffix(self.config.device)
         return depth
 
     def _first_step(self) -> None:
@@ -135,6 +136,7 @@ class Capture:
         self.writer.write_rank_json(
             self.facts
             | {
+                "precision": self.facts.get("precision", "unknown") + self._autocast,
                 "world_size": self.config.world_size,
                 "capabilities": self.seams.capabilities | {"forward": self._forward_seen},
                 "groups": tracker.traffic.groups,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 MILLISECOND_NS = 1_000_000
@@ -70,6 +71,10 @@ class CudaClock:
             if elapsed > REBASE_MS:
                 self._base = stamp
         return stamp.ns
+
+    def resolve_marks(self, marks: Sequence[tuple[EventStamp, int]]) -> list[int]:
+        """A mark taken on a side stream may lie before its predecessor; it then counts as no time."""
+        return list(accumulate((self.resolve(stamp) for stamp, _ in marks), max))
 
     def recycle(self, stamps: Sequence[EventStamp]) -> None:
         """Events of resolved stamps go back to the pool, once each."""

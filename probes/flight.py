@@ -18,8 +18,8 @@ from typing import Any
 from diag.probes.tracker import Tracker
 from diag.record.schema import StepFlag
 
-BUDGET = 0.001  # of the wall clock
-FIRST_SWEEP_S = 10.0
+BUDGET = 0.0005  # of the wall clock, reading and writing together
+FIRST_SWEEP_S = 30.0
 ITEM_BYTES = {
     "Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2,
     "Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16,
@@ -72,12 +72,12 @@ class FlightSweeper:
         self.tracker.flag(StepFlag.PROFILED)
         text = self.dump()
         self.tracker.flag(StepFlag.PROFILED)
-        cost = time.monotonic() - started
-        self._next_s = time.monotonic() + max(FIRST_SWEEP_S, cost / BUDGET)
         if text is None:
             self._next_s = float("inf")
             return
         self._write_new(json.loads(text).get("entries", []))
+        ended = time.monotonic()
+        self._next_s = ended + max(FIRST_SWEEP_S, (ended - started) / BUDGET)
 
     def _write_new(self, entries: list[dict[str, Any]]) -> None:
         offset = time.time_ns() - time.monotonic_ns()

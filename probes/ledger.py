@@ -6,7 +6,6 @@ On CPU a step is resolved when it is cut; on CUDA when its last event has passed
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,7 +76,7 @@ class Ledger:
             self.clock.recycle([row.issued.issue for row in step.rows])
 
     def _write_step(self, step: _Step) -> None:
-        stamps = self._increasing([s for s, _ in step.marks])
+        stamps = self.clock.resolve_marks(step.marks)
         durations = phase_durations(stamps, [phase for _, phase in step.marks])
         draft = step.draft
         samples = draft.samples if draft.samples else None
@@ -95,17 +94,6 @@ class Ledger:
             )
         )
         self.written += 1
-
-    def _increasing(self, stamps: Iterable[Stamp]) -> list[int]:
-        """Resolved stamps; one taken on a side stream may lie earlier and counts as no time."""
-        resolve = self.clock.resolve
-        out: list[int] = []
-        last = None
-        for stamp in stamps:
-            ns = resolve(stamp)
-            last = ns if last is None or ns > last else last
-            out.append(last)
-        return out
 
     def _write_rows(self, step: int, rows: list[Blocked]) -> None:
         for row in rows:

@@ -48,7 +48,7 @@ class ForwardRoots:
 
     def __init__(self, label: Callable[[type], None]) -> None:
         self._label = label
-        self._labelled: set[type] = set()
+        self.labelled: set[type] = set()
         self._level: list[torch.nn.Module] = []
         self.levels = 0
         self.settled = False
@@ -75,9 +75,9 @@ class ForwardRoots:
         self._label_all(modules)
 
     def _label_all(self, modules: Iterable[torch.nn.Module]) -> None:
-        for kind in {type(m) for m in modules} - self._labelled:
+        for kind in {type(m) for m in modules} - self.labelled:
             self._label(kind)
-            self._labelled.add(kind)
+            self.labelled.add(kind)
 
 
 def _wrapped(roots: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:

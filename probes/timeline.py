@@ -31,6 +31,9 @@ class Clock(Protocol):
     def resolve(self, stamp: Stamp) -> int:
         """Nanoseconds of a ready stamp."""
 
+    def resolve_marks(self, marks: Sequence[Mark]) -> list[int]:
+        """Nanoseconds of ready marks, never decreasing."""
+
     def recycle(self, stamps: Sequence[Stamp]) -> None:
         """Take back stamps nobody will resolve again."""
 
@@ -45,6 +48,9 @@ class HostClock:
 
     def resolve(self, stamp: Stamp) -> int:
         return int(stamp)
+
+    def resolve_marks(self, marks: Sequence[Mark]) -> list[int]:
+        return [stamp for stamp, _ in marks]
 
     def recycle(self, stamps: Sequence[Stamp]) -> None:
         return None

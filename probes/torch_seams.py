@@ -300,11 +300,12 @@ class Seams:
     def _backward(self) -> None:
         tracker = self.tracker
         safe = self.failures.contained
-        begin, end = (
-            safe("begin_backward", tracker.begin_backward),
-            safe("end_backward", tracker.end_backward),
-        )
-        watch = safe("local_end", self._watch_local_end)
+        begin = safe("begin_backward", tracker.begin_backward)
+        end = safe("end_backward", tracker.end_backward)
+        watch = safe("watch_local_end", self._watch_local_end)
+        done = safe("unwatch_local_end", _call)
+        self._local_end = safe("local_end", tracker.local_backward_ended)
+        self._at_root = safe("queue_local_end", self._queue_local_end)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
@@ -317,7 +318,7 @@ class Seams:
                     return original(tensors, *args, **kwargs)
                 finally:
                     if unwatch is not None:
-                        safe("unwatch", unwatch)()
+                        done(unwatch)
                     end(depth)
 
             return backward
@@ -330,21 +331,20 @@ class Seams:
         A callback queued from a hook on the loss runs before DDP's finalizer, which is queued
         when the last bucket is ready.
         """
-        roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+        roots = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
         root = next((t for t in roots if t.requires_grad), None)
         if root is None:
             return None
-        queue = _queue_callback() if self.capabilities["engine_callback"] else None
-        if queue is None:
+        if not self.capabilities["engine_callback"]:
             return self._watch_last_gradient()
-        ended = self.failures.contained("local_backward_ended", self.tracker.local_backward_ended)
-        queue_safely = self.failures.contained("queue_callback", queue)
+        handle: Any = root.register_hook(self._at_root)
+        unwatch: Callable[[], None] = handle.remove
+        return unwatch
 
-        def at_root(grad: torch.Tensor) -> None:
-            queue_safely(ended)
-
-        handle: Any = root.register_hook(at_root)
-        return lambda: handle.remove()
+    def _queue_local_end(self, grad: torch.Tensor) -> None:
+        queue = _queue_callback()
+        if queue is not None:
+            queue(self._local_end)
 
     def _watch_last_gradient(self) -> Callable[[], None]:
         """Fallback: the last parameter whose gradient arrives ends the local backward."""
@@ -518,6 +518,10 @@ class Seams:
     def wrap_forward(self, kind: type) -> None:
         """Label calls of this module class. The class is patched, never the instance."""
         self.patches.wrap(kind, "__call__", wrap_call)
+
+
+def _call(action: Callable[[], None]) -> None:
+    action()
 
 
 def _queue_callback() -> Callable[[Callable[[], None]], None] | None:

@@ -28,6 +28,9 @@ class FakeClock:
     def resolve(self, stamp: int) -> int:
         return stamp
 
+    def resolve_marks(self, marks: Sequence[tuple[int, int]]) -> list[int]:
+        return [stamp for stamp, _ in marks]
+
     def recycle(self, stamps: Sequence[int]) -> None:
         return None
 
@@ -131,5 +134,7 @@ class Rank:
     def phases(self, index: int = -1) -> dict[str, int]:
         """The nonzero phases of a written step."""
         row = self.rows.steps[index]
-        names = [n for n in row if n.endswith("_ns") and n not in ("start_ns", "end_ns", "probe_ns")]
+        names = [
+            n for n in row if n.endswith("_ns") and n not in ("start_ns", "end_ns", "probe_ns")
+        ]
         return {n.removesuffix("_ns"): row[n] for n in names if row[n]}

@@ -128,3 +128,18 @@ def test_long_runs_move_the_base_so_that_resolution_stays() -> None:
     end = clock.now()
     assert clock.resolve(end) - clock.resolve(middle) == MS
     assert clock._base is middle
+
+
+def test_a_mark_on_a_side_stream_counts_as_no_time() -> None:
+    stream = Stream()
+    clock = clock_on(stream)
+    marks = [(clock.now(), 6)]
+    stream.launch(10)
+    marks.append((clock.now(), 2))
+    early = clock.now()
+    early.event.at = 4.0
+    marks += [(early, 5), (clock.now(), 6)]
+    stream.host += 20
+    assert [ns - clock.resolve(marks[0][0]) for ns in clock.resolve_marks(marks)] == [
+        0, 10 * MS, 10 * MS, 10 * MS,
+    ]  # fmt: skip

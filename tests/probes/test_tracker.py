@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from helpers.fakes import Optimizer, Rank
-
 from diag.probes.timeline import Timeline, phase_durations
 from diag.probes.tracker import ABANDONED_AFTER, DATA
 from diag.record.schema import StepFlag
+from helpers.fakes import Optimizer, Rank
 
 
 def one_step(rank: Rank) -> None:

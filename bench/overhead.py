@@ -1,0 +1,96 @@
+"""What the probes cost: instrumented and plain steps interleaved in one process.
+
+    python bench/overhead.py [--blocks N] [--steps N] [--ranks N] [--markdown FILE]
+
+Un-instrumented steps vary by a quarter from run to run, so run against run says nothing. Here
+blocks of steps alternate between a replica that is only ever probed and one that never is, and
+each block's median is compared with its neighbour's. Targets: the interval's upper end at most
+1% and the self-measured share at most 0.5% of a 20 ms step with 8 buckets, and the two within
+a factor of 2 of each other. Exits 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe_machine
+
+JOB = Path(__file__).resolve().parent / "jobs" / "overhead_job.py"
+RESAMPLES = 4000
+
+
+def measure(ranks: int, blocks: int, steps: int) -> dict[str, Any]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    environment = os.environ | {
+        "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(JOB), str(blocks), str(steps)],
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    printed = processes[0].communicate(timeout=600)[0]
+    for process in processes:
+        process.wait(timeout=60)
+    return dict(json.loads(printed.strip().splitlines()[-1]))
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and its 95% bootstrap interval."""
+    draw = np.random.default_rng(0)
+    means = draw.choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=15, help="per block")
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    said = measure(options.ranks, options.blocks, options.steps)
+    probed = np.median(np.array(said["with"]), axis=1)
+    plain = np.median(np.array(said["without"]), axis=1)
+    step = float(plain.mean())
+    mean, low, high = interval((probed - plain) / step + said["background_share"])
+    self_share = float(np.median(said["self_ns"])) / 1e9 / step + said["background_share"]
+    rows = [
+        ("plain step", f"{step * 1e3:.2f} ms, {said['buckets']} buckets, {options.ranks} ranks"),
+        ("overhead, interleaved", f"{mean:+.2%} (95%: {low:+.2%} to {high:+.2%})"),
+        ("self-measured share", f"{self_share:.2%}"),
+        ("of it, background threads", f"{said['background_share']:.2%}"),
+    ]
+    table = "\n".join(["| what | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+    print(f"{describe_machine()}\n\n{table}")
+    if options.markdown:
+        options.markdown.write_text(f"{describe_machine()}\n\n{table}\n")
+    agree = mean <= 2 * self_share and self_share <= 2 * max(mean, high)
+    for text, ok in (
+        ("interval's upper end <= 1%", high <= 0.01),
+        ("self-measured share <= 0.5%", self_share <= 0.005),
+        ("the two agree within a factor of 2", agree),
+        ("no probe failed", not said["failures"]),
+    ):
+        print(f"{'ok  ' if ok else 'MISS'} {text}")
+    return 0 if high <= 0.01 and self_share <= 0.005 and agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
