@@ -57,7 +57,7 @@ def test_the_list_is_as_agreed(store: Path) -> None:
         "first                         1  cpu         7  script    2 d ago    train.py\n"
         "killed                        2  cpu         7  killed    1 d ago    train.py\n"
         "second-with-a-rather-...      4  cpu         7  exit 137  5 min ago  train.py\n"
-        "third                        16  cuda        7  script    just now   train_t...\n"
+        "third                        16  cuda        7  script    just now   train_th...\n"
     )
 
 
