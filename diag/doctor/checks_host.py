@@ -93,7 +93,9 @@ def cpu_threads(facts: Facts, plan: Plan) -> Outcome:
         return skip("the cores or the settings could not be read")
     setting = facts.settings.get("OMP_NUM_THREADS")
     if setting is None:
-        return ok("OMP_NUM_THREADS is not set: diag run gives each rank its share")
+        return ok("OMP_NUM_THREADS is not set: diag run gives each rank 1 thread")
+    if not has_nvidia(facts):
+        return ok("a rehearsal has 1 thread per rank, whatever OMP_NUM_THREADS is")
     first = setting.value.partition(",")[0].strip()  # a list gives the levels of nesting
     if not first.isdecimal() or int(first) < 1:
         return warn(

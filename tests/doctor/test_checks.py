@@ -137,6 +137,7 @@ CASES: list[tuple[str, Callable[[], Facts], Plan, str, str]] = [
     ("cpu-cores", laptop, Plan(gpus=4), "warn", "2 usable cores for 4 ranks"),
     ("cpu-cores", laptop, Plan(gpus=2), "ok", "2 usable cores for 2 ranks"),
     ("cpu-cores", laptop, Plan(), "ok", "2 usable cores"),
+    ("cpu-threads", lambda: env(laptop(), OMP_NUM_THREADS="16"), Plan(gpus=2), "ok", "rehearsal"),
     ("cpu-threads", lambda: env(healthy(), OMP_NUM_THREADS="16"), Plan(), "warn", "8 ranks x 16 threads"),
     ("cpu-threads", lambda: env(healthy(), OMP_NUM_THREADS="many"), Plan(), "warn", "not a number"),
     ("cpu-threads", lambda: env(healthy(), OMP_NUM_THREADS="14"), Plan(), "ok", "112 cores"),

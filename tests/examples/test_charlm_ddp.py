@@ -58,6 +58,14 @@ def test_two_ranks_learn_and_one_prints() -> None:
     assert losses(output, "validation loss")[0] < 3.6
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_it_learns() -> None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    output = run(env={"CUDA_VISIBLE_DEVICES": visible})
+    assert "1 x cuda" in output
+    assert losses(output, "validation loss")[0] < 3.6
+
+
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLE))
