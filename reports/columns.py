@@ -38,9 +38,6 @@ class Columns:
     labelled: F64
     work: F64
 
-    def mean(self) -> Columns:
-        return Columns(*(np.asarray(c.mean(axis=0)) for c in self._all()))
-
     def resampled(self, weights: F64) -> Columns:
         """Weighted means. weights: [K, S], each row summing to one. Returns columns of length K."""
         rows = len(weights)
@@ -52,6 +49,11 @@ class Columns:
     def joined(cls, runs: Sequence[Columns]) -> Columns:
         """The steps of several runs of equally many ranks, one run after the other."""
         return cls(*(np.concatenate(c) for c in zip(*(r._all() for r in runs), strict=True)))
+
+    def parted(self, sizes: Sequence[int]) -> list[Columns]:
+        """The inverse of `joined`."""
+        edges = np.cumsum(sizes)[:-1]
+        return [Columns(*c) for c in zip(*(np.split(x, edges) for x in self._all()), strict=True)]
 
     def first(self) -> Columns:
         """The first row alone, without its axis."""

@@ -38,18 +38,21 @@ _NEVER_NEGATIVE = ("straggler", "jitter", "serialization")
 
 
 def intervals(run: Resamples, base: Resamples | None) -> Limits:
-    """(low, high) in ms by term; in their own units for "efficiency" (0..1)."""
-    value = _quantities(run.centre, None if base is None else base.centre)
+    """(low, high) by term in ms, and for "efficiency" (0..1). They hold the value itself.
+
+    A value biased by more than its noise, a straggler among equal ranks, lies at the edge.
+    """
+    value = _quantities(run.side.centre, None if base is None else base.side.centre)
     limits: Limits = {}
     for world, other in _worlds(run, base):
         spread = _deviations(world, other)
         for name, centre in value.items():
             low, high = (centre - np.quantile(spread[name], [1 - _TAIL, _TAIL])).tolist()
-            before = limits.get(name, (low, high))
+            before = limits.get(name, (float(centre), float(centre)))
             limits[name] = (min(low, before[0]), max(high, before[1]))
-    rare = _rare_events(run.steps)
+    rare = _rare_events(run.side.steps)
     limits["jitter"] = (limits["jitter"][0], max(limits["jitter"][1], rare))
-    if base is None or base.centre.num_ranks == 1:
+    if base is None or base.side.centre.num_ranks == 1:
         for name in _NEVER_NEGATIVE:
             low, high = limits[name]
             limits[name] = (max(low, 0.0), max(high, 0.0))
@@ -63,41 +66,38 @@ def _quantities(run: Columns, base: Columns | None) -> dict[str, F64]:
     parts = split(run)
     base_parts = None if base is None else split(base)
     q = ideal_share(run, base)
-    terms: dict[str, F64] = {**lost(parts, base_parts, q)}
+    terms: dict[str, F64] = {str(k): ms for k, ms in lost(parts, base_parts, q).items()}
     return terms | {"efficiency": ideal_step(parts, base_parts, q) / parts.step}
 
 
 def _deviations(run: Resamples, base: Resamples | None) -> dict[str, F64]:
     """Replicates less their centre, by quantity: [K]."""
     drawn = _quantities(run.means, None if base is None else base.means)
-    centre = _quantities(run.centre, None if base is None else base.centre)
+    centre = _quantities(run.side.centre, None if base is None else base.side.centre)
     return {name: values - centre[name] for name, values in drawn.items()}
 
 
-def _worlds(
-    run: Resamples, base: Resamples | None
-) -> Iterator[tuple[Resamples, Resamples | None]]:
+def _worlds(run: Resamples, base: Resamples | None) -> Iterator[tuple[Resamples, Resamples | None]]:
     yield run, base
-    if run.centre.num_ranks > 1:
-        yield _tied(run), base if base is None or base.centre.num_ranks == 1 else _tied(base)
+    if run.side.centre.num_ranks > 1:
+        yield _tied(run), base if base is None or base.side.centre.num_ranks == 1 else _tied(base)
 
 
-def _tied(side: Resamples) -> Resamples:
+def _tied(drawn: Resamples) -> Resamples:
     """The same side, with ranks that noise alone may set apart moved to their common means."""
+    side, means = drawn.side, drawn.means
+    phases = range(means.local.shape[-1])
     shift = np.stack(
-        [
-            _ties(side.centre.local[:, k], side.means.local[:, :, k])
-            for k in range(side.centre.local.shape[-1])
-        ],
-        axis=-1,
+        [_ties(side.centre.local[:, k], means.local[:, :, k]) for k in phases], axis=-1
     )
-    moved = side.steps.shifted(shift)
-    top = float(side.share @ moved.self_max)
-    drawn = top + side.widening * (side.weights @ moved.self_max - top)
+    steps = side.steps.shifted(shift)
+    top = np.asarray(side.share @ steps.self_max)
+    tops = top + drawn.widening * (drawn.weights @ steps.self_max - top)
+    centre = replace(side.centre, local=side.centre.local + shift, self_max=top)
     return replace(
-        side,
-        centre=replace(side.centre, local=side.centre.local + shift, self_max=np.asarray(top)),
-        means=replace(side.means, local=side.means.local + shift, self_max=drawn),
+        drawn,
+        side=replace(side, steps=steps, centre=centre),
+        means=replace(means, local=means.local + shift, self_max=tops),
     )
 
 

@@ -176,13 +176,13 @@ def _replay_alike(ranks: list[_Events], steps: I64) -> tuple[F64, Bool]:
     gap = np.stack([e.gap[i] for e, i in zip(ranks, pick, strict=True)])
     after = np.stack([e.issue_after[i] for e, i in zip(ranks, pick, strict=True)])
     offset = np.stack([e.issue_offset[i] for e, i in zip(ranks, pick, strict=True)])
-    synced: Bool = np.stack([e.world[i] for e, i in zip(ranks, pick, strict=True)]).all(axis=0)
+    synced = np.all([e.world[i] for e, i in zip(ranks, pick, strict=True)], axis=0)
     tail = np.stack([e.tail[steps] for e in ranks])
     clock = np.zeros((num + 1, len(ranks), len(steps)), np.int64)
     for j in range(num):
         own = clock[j] + gap[:, :, j]
         issued = np.take_along_axis(clock, after[None, :, :, j], axis=0)[0] + offset[:, :, j]
-        complete = np.where(synced[:, j], issued.max(axis=0), 0)
+        complete = np.where(np.asarray(synced)[:, j], issued.max(axis=0), 0)
         clock[j + 1] = np.maximum(own, complete)
     makespan = (clock[num] + tail).max(axis=0)
     slowest = (gap.sum(axis=2) + tail).max(axis=0)

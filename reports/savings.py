@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from diag.reports.columns import Columns
 from diag.reports.identity import SYSTEMIC, Parts
 from diag.reports.model import TermName
 from diag.reports.panel import F64
+from diag.reports.stats import Pooled
 
 
 def savings(
-    steps: Columns, run: Parts, base: Parts | None, q: float, slow: tuple[int, ...]
+    side: Pooled, run: Parts, base: Parts | None, q: F64, slow: tuple[int, ...]
 ) -> dict[TermName, float | None]:
     """Milliseconds per step that each term's remedy would give back; None where unknown.
 
-    steps: per used step. slow: positions of the listed straggler ranks. The waiting W and the
-    transfer X stay as they are, but for their own remedies.
+    slow: positions of the listed straggler ranks. The waiting W and the transfer X stay as
+    they are, but for their own remedies.
     """
-    excess = steps.local.mean(axis=0) - run.typical
+    excess = side.centre.local - run.typical
     lowered = np.zeros_like(excess)
     lowered[list(slow)] = np.maximum(excess[list(slow)], 0)
     saved: dict[TermName, float | None] = {
-        name: None if base is None else _saved(steps, _systemic(steps, run, base, q, list(phases)))
+        name: None if base is None else _saved(side, _systemic(side, run, base, q, list(phases)))
         for name, phases in SYSTEMIC.items()
     }
     return saved | {
-        "straggler": _saved(steps, lowered.sum(axis=1)),
+        "straggler": _saved(side, lowered.sum(axis=1)),
         "jitter": float(run.jitter),
         "serialization": float(run.inner),
         "transfer": max(float(run.transfer), 0.0),
@@ -38,14 +38,15 @@ def savings(
     }
 
 
-def _systemic(steps: Columns, run: Parts, base: Parts, q: float, phases: list[int]) -> F64:
+def _systemic(side: Pooled, run: Parts, base: Parts, q: F64, phases: list[int]) -> F64:
     """What each rank would lose of these phases: the common excess, as far as it has it. [R]"""
-    ideal = q * base.typical[phases].sum()
-    excess = max(float(run.typical[phases].sum() - ideal), 0.0)
-    own = steps.local.mean(axis=0)[:, phases].sum(axis=1) - ideal
+    ideal = float(q) * float(base.typical[phases].sum())
+    excess = max(float(run.typical[phases].sum()) - ideal, 0.0)
+    own = side.centre.local[:, phases].sum(axis=1) - ideal
     return np.asarray(np.clip(own, 0.0, excess))
 
 
-def _saved(steps: Columns, less: F64) -> float:
+def _saved(side: Pooled, less: F64) -> float:
     """Mean over steps of how much earlier the slowest rank would be, were each A lower by `less`."""
-    return float((steps.self_max - (steps.self_time - less).max(axis=1)).mean())
+    sooner = side.steps.self_max - (side.steps.self_time - less).max(axis=1)
+    return float(side.share @ sooner)

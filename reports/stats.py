@@ -33,50 +33,66 @@ _STUDENT_975 = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 
 @dataclass(frozen=True)
-class Resamples:
-    """One side of the comparison, with its replicates.
+class Pooled:
+    """One side of the comparison: the used steps of its runs, one run after the other.
 
     Attributes:
-        steps: the used steps of all its runs, one run after the other.
+        sizes: how many steps each run has.
         share: [S] how much each step counts; sums to one, every run equally.
+        centre: the weighted means of the columns.
+    """
+
+    steps: Columns
+    sizes: tuple[int, ...]
+    share: F64
+    centre: Columns
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """A side with its replicates.
+
+    Attributes:
         weights: [K, S], rows summing to one.
-        means: the replicates' column means, widened; leading axis K.
-        centre: the column means themselves.
-        widening: how far replicates were spread around the mean.
+        means: the replicates' column means, widened around the centre; leading axis K.
+        widening: how far.
         length: block length in steps.
         between_runs: whether runs were resampled.
     """
 
-    steps: Columns
-    share: F64
+    side: Pooled
     weights: F64
     means: Columns
-    centre: Columns
     widening: float
     length: int
     between_runs: bool
 
 
-def resample(runs: Sequence[Columns], replicates: int = REPLICATES) -> Resamples | None:
-    """Replicates of the mean over `runs`; None with fewer than MIN_STEPS steps in any run.
+def pool(runs: Sequence[Columns]) -> Pooled:
+    """Runs of equally many ranks as one side."""
+    sizes = tuple(len(r.step) for r in runs)
+    share = np.concatenate([np.full(n, 1 / (len(runs) * n)) for n in sizes])
+    steps = runs[0] if len(runs) == 1 else Columns.joined(runs)
+    return Pooled(steps, sizes, share, steps.resampled(share[None]).first())
+
+
+def resample(side: Pooled, replicates: int = REPLICATES) -> Resamples | None:
+    """Replicates of a side; None with fewer than MIN_STEPS steps in any of its runs.
 
     Deterministic: the generator is seeded from the shapes.
     """
-    sizes = np.array([len(r.step) for r in runs])
-    if sizes.min() < MIN_STEPS:
+    if min(side.sizes) < MIN_STEPS:
         return None
-    rng = np.random.default_rng([*sizes.tolist(), runs[0].num_ranks])
+    runs = side.steps.parted(side.sizes)
+    rng = np.random.default_rng([*side.sizes, side.steps.num_ranks])
     length = max(block_steps(r) for r in runs)
     between = len(runs) >= MIN_RUNS
     factor = _student(len(runs)) if between else max(_widening(r, length) for r in runs)
-    draws = [resampling_weights(int(n), min(length, int(n)), replicates, rng) for n in sizes]
     chosen = _run_shares(len(runs), replicates, rng, between)
-    weights = np.concatenate([w * c[:, None] for w, c in zip(draws, chosen.T, strict=True)], axis=1)
-    share = np.repeat(1 / (len(runs) * sizes), sizes)
-    steps = runs[0] if len(runs) == 1 else Columns.joined(runs)
-    centre = steps.resampled(share[None]).first()
-    means = widened(steps.resampled(weights), centre, factor)
-    return Resamples(steps, share, weights, means, centre, factor, length, between)
+    drawn = [resampling_weights(n, min(length, n), replicates, rng) for n in side.sizes]
+    weights = np.concatenate([w * c[:, None] for w, c in zip(drawn, chosen.T, strict=True)], axis=1)
+    means = widened(side.steps.resampled(weights), side.centre, factor)
+    return Resamples(side, weights, means, factor, length, between)
 
 
 def autocovariance(series: F64) -> F64:
