@@ -103,7 +103,9 @@ def has_nvidia(facts: Facts) -> bool:
         return True
     if isinstance(facts.traces, Missing):
         return False
-    return bool(facts.traces.pci_gpus or facts.traces.device_files or facts.traces.kernel_driver)
+    # WSL's /dev/dxg is there for every vendor's GPU
+    files = [name for name in facts.traces.device_files if name.startswith("nvidia")]
+    return bool(facts.traces.pci_gpus or files or facts.traces.kernel_driver)
 
 
 def ranks_of(facts: Facts, plan: Plan) -> int | None:

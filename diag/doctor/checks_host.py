@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from diag.doctor.checks import (
     Check,
     Outcome,
@@ -97,7 +99,7 @@ def cpu_threads(facts: Facts, plan: Plan) -> Outcome:
     if not has_nvidia(facts):
         return ok("a rehearsal has 1 thread per rank, whatever OMP_NUM_THREADS is")
     first = setting.value.partition(",")[0].strip()  # a list gives the levels of nesting
-    if not first.isdecimal() or int(first) < 1:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", first):
         return warn(
             f"OMP_NUM_THREADS={setting.value} is not a number of threads",
             "it is ignored, and every rank starts as many threads as there are cores",

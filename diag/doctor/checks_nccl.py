@@ -158,8 +158,8 @@ def socket_interface(facts: Facts, plan: Plan) -> Outcome:
     if isinstance(facts.settings, Missing) or isinstance(facts.network, Missing):
         return skip("the settings or the interfaces could not be read")
     names = [i.name for i in facts.network.interfaces]
-    nccl = facts.settings.get("NCCL_SOCKET_IFNAME") if has_nvidia(facts) else None
-    gloo = facts.settings.get("GLOO_SOCKET_IFNAME")
+    nccl = _prescribed(facts.settings, "NCCL_SOCKET_IFNAME") if has_nvidia(facts) else None
+    gloo = _prescribed(facts.settings, "GLOO_SOCKET_IFNAME")
     wrong = [s for s in (nccl,) if s and not select_interfaces(s.value, names)]
     wrong += [s for s in (gloo,) if s and set(s.value.split(",")) - set(names)]
     if wrong:
@@ -171,6 +171,12 @@ def socket_interface(facts: Facts, plan: Plan) -> Outcome:
         )
     given = [f"{s.name}={s.value}" for s in (nccl, gloo) if s]
     return ok(f"{listed(given)} fits" if given else "no interface is prescribed")
+
+
+def _prescribed(settings: Settings, name: str) -> Setting | None:
+    """NCCL and torch both take a value of one character or none as not set."""
+    setting = settings.get(name)
+    return setting if setting is not None and len(setting.value) > 1 else None
 
 
 def select_interfaces(value: str, names: list[str]) -> list[str]:

@@ -53,7 +53,7 @@ def _find(entry: str, gpus: Sequence[Gpu]) -> int | None:
     """The GPU an entry names. A MIG instance counts as the GPU it may be part of: NVML's list
     of instances is not among the facts, so the first GPU with MIG on stands for it."""
     if entry.isdecimal():
-        return next((g.index for g in gpus if g.index == int(entry)), None)
+        return next((g.index for g in gpus if str(g.index) == (entry.lstrip("0") or "0")), None)
     if entry.startswith("MIG-"):
         return next((g.index for g in gpus if g.mig), None)
     matching = [g.index for g in gpus if entry and (g.uuid or "").startswith(entry)]

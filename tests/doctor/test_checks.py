@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diag.doctor.catalogue import ALL
 from diag.doctor.checks import Plan
@@ -76,6 +78,8 @@ CASES: list[tuple[str, Callable[[], Facts], Plan, str, str]] = [
     ("gpu-driver", lambda: vary(healthy(), "nvml", failures=("nvmlDeviceGetName(2): GPU is lost",)), Plan(), "fail", "errors"),
     ("gpu-driver", healthy, Plan(), "ok", "8 GPUs"),
     ("gpu-driver", laptop, Plan(), "skip", "no NVIDIA GPU"),
+    ("gpu-driver", lambda: vary(laptop(), "traces", device_files=("dxg",)), Plan(), "skip", "no NVIDIA GPU"),
+    ("gpu-driver", lambda: vary(laptop(), "traces", device_files=("nvidiactl",)), Plan(), "fail", "container"),
     ("driver-cuda", lambda: node("470.57.02", (11, 4), False), Plan(), "fail", "too old"),
     ("driver-cuda", lambda: node("470.57.02", (11, 4), True), Plan(), "ok", "forward"),
     ("driver-cuda", lambda: node("525.60.13", (12, 0), True), Plan(), "ok", "minor"),
@@ -123,6 +127,7 @@ CASES: list[tuple[str, Callable[[], Facts], Plan, str, str]] = [
     ("socket-interface", lambda: env(laptop(), GLOO_SOCKET_IFNAME="eth0,eth7"), Plan(), "fail", "GLOO_SOCKET_IFNAME"),
     ("socket-interface", lambda: env(healthy(), NCCL_SOCKET_IFNAME="^docker,lo"), Plan(), "ok", "fits"),
     ("socket-interface", lambda: env(laptop(), NCCL_SOCKET_IFNAME="nowhere"), Plan(), "ok", "prescribed"),
+    ("socket-interface", lambda: env(healthy(), NCCL_SOCKET_IFNAME="", GLOO_SOCKET_IFNAME=""), Plan(), "ok", "prescribed"),
     ("host-name", lambda: named("127.0.1.1"), Plan(), "warn", "127.0.1.1 only"),
     ("host-name", lambda: named("127.0.0.1", "::1"), Plan(), "warn", "only"),
     ("host-name", lambda: named(resolve_error="Name or service not known"), Plan(), "warn", "does not resolve"),
@@ -199,6 +204,24 @@ def test_a_missing_source_never_breaks_a_check(code: str) -> None:
     assert check(code, nothing).title
     for source in sources:
         assert check(code, healthy(**{source: timed_out()})).title
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG",
+                "GLOO_SOCKET_IFNAME", "NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_DEBUG_SUBSYS",
+                "TORCH_NCCL_BLOCKING_WAIT", "CUDA_LAUNCH_BLOCKING", "TORCH_DISTRIBUTED_DEBUG",
+            ]
+        ),
+        st.text(max_size=12) | st.sampled_from(["9" * 5000, "-0", "0x1", "1e9", "²", "٣", ",", "^="]),
+    )
+)  # fmt: skip
+def test_absurd_variables_break_no_check(variables: dict[str, str]) -> None:
+    facts = env(healthy(torch=timed_out()), **variables)
+    for one in ALL:
+        assert one.judge(facts, Plan()).title
 
 
 def test_the_busy_gpu_is_described_with_its_holder() -> None:
