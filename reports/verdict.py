@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diag.reports import format as f
-from diag.reports.account import Accounting
+from diag.reports.accounting import Accounting
 from diag.reports.findings.case import WARNING
 from diag.reports.findings.words import ARE_SLOW, IS_SLOW
 from diag.reports.model import Finding, Term, TermName

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diag.codes import CATALOGUE
-from diag.reports.account import Accounting, Straggler
+from diag.reports.accounting import Accounting, Straggler
 from diag.reports.model import Finding, Location, Severity, TermName, Wall
 from diag.reports.panel import F64, Bool, Panel
 

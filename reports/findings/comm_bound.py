@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diag.reports import format as f
-from diag.reports.account import Accounting
+from diag.reports.accounting import Accounting
 from diag.reports.findings.case import Case, Traffic, finding, severity
 from diag.reports.model import Finding, Severity, Term, TermName
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diag.reports import format as f
-from diag.reports.account import Accounting
+from diag.reports.accounting import Accounting
 from diag.reports.findings.case import Case, finding, severity
 from diag.reports.model import Finding
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from diag.record.schema import StepFlag
 from diag.reports import format as f
-from diag.reports.account import Accounting
+from diag.reports.accounting import Accounting
 from diag.reports.findings.case import NS_PER_MS, Case, finding, severity
 from diag.reports.findings.periodic import Periodic, occasional_work
 from diag.reports.model import Finding, Severity
@@ -118,8 +118,17 @@ def _held(case: Case, flag: StepFlag, accounting: Accounting) -> _Held | None:
     clear = float(waited.mean()) > max(_CLEAR * ordinary, 0.05 * accounting.step_ms)
     if num_last < _MOSTLY * len(last) or not clear:
         return None
-    seconds = float(waited.sum()) / 1e3
+    told = _told(case, flag)
+    seconds = float(waited.sum()) / 1e3 if told is None else told
     return _Held(case.panel.ranks[position], len(last), seconds, num_last)
+
+
+def _told(case: Case, flag: StepFlag) -> float | None:
+    """What the wall clock says the others waited, so that the report says it once."""
+    if case.wall is None:
+        return None
+    is_checkpoint = flag == StepFlag.CHECKPOINT
+    return case.wall.checkpoint_waited_s if is_checkpoint else case.wall.evaluation_waited_s
 
 
 def _flagged_finding(held: _Held, name: str, ms: float, level: Severity) -> Finding:

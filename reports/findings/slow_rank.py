@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diag.reports import format as f
-from diag.reports.account import Accounting, Straggler
+from diag.reports.accounting import Accounting, Straggler
 from diag.reports.findings.case import Case, finding, saved_by_curing, severity
 from diag.reports.findings.periodic import occasional_work
 from diag.reports.findings.words import ARE_SLOW, IS_SLOW, slow_hint
