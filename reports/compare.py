@@ -23,6 +23,7 @@ _RUN_FIELDS = (
 )
 _WELL_ENDED = ("script", "max-steps")
 BASELINE_STEPS = 60
+_FEWEST_STEPS = 20  # a baseline of fewer is chosen only where there is no other
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def newest_multi_rank(runs_dir: Path) -> RunDir:
 def find_baselines(
     runs_dir: Path, run: RunDir, force: bool = False
 ) -> tuple[tuple[RunDir, ...], tuple[str, ...]]:
-    """Comparable runs with fewer ranks, newest first, all of the newest one's size.
+    """Comparable runs of the fewest ranks, newest first; those of a few steps come last.
 
     Without any: nothing and a sentence on the nearest miss, or with `force` that one.
     """
@@ -124,6 +125,7 @@ def find_baselines(
     differing = [(r, differences(wanted, comparable_facts(r))) for r in smaller]
     matches = [r for r, found in differing if not found]
     if matches:
+        matches.sort(key=lambda r: (_is_short(r), world_size(r)))
         return tuple(r for r in matches if world_size(r) == world_size(matches[0])), ()
     if not differing:
         return (), ()
@@ -136,6 +138,24 @@ def find_baselines(
 def _usable(run: RunDir) -> bool:
     """Ended well, as far as known: a failed or running baseline is never chosen unasked."""
     return run.facts().get("ended_by") in _WELL_ENDED and not run.facts().get("exit_code")
+
+
+def _is_short(run: RunDir) -> bool:
+    steps = first_rank_facts(run).get("steps")
+    return isinstance(steps, int) and steps < _FEWEST_STEPS
+
+
+def find_repeats(runs_dir: Path, run: RunDir) -> tuple[RunDir, ...]:
+    """Comparable runs of as many ranks as `run`, newest first."""
+    wanted = comparable_facts(run)
+    return tuple(
+        r
+        for r in list_runs(runs_dir)
+        if world_size(r) == world_size(run)
+        and r.path.resolve() != run.path.resolve()
+        and _usable(r)
+        and not differences(wanted, comparable_facts(r))
+    )
 
 
 def check_baseline(run: RunDir, baseline: RunDir, force: bool) -> tuple[str, ...]:

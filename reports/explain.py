@@ -6,6 +6,7 @@ What cannot be known becomes None and a sentence in the report; nothing here is 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import diag
@@ -14,6 +15,8 @@ from diag.reports.account import Measured, account
 from diag.reports.accounting import Accounting
 from diag.reports.findings import find
 from diag.reports.findings.case import Case
+from diag.reports.findings.cures import saved_by_curing
+from diag.reports.findings.periodic import occasional_work
 from diag.reports.loaded import Loaded, load, mean_step_ms, rank_rows, step_series
 from diag.reports.model import (
     TERMS,
@@ -66,29 +69,31 @@ def explain(
     accounting = _account(loaded, others, bases, unit)
     case = _case(loaded, accounting, bases)
     findings = find(case, ignore)
+    throughput = _throughput(loaded, bases, unit)
+    ratio, ideal = _ratio(throughput), _ideal(run, bases)
     return Report(
         diag_version=diag.__version__,
-        run=_run_summary(loaded, bases, accounting, unit),
-        baseline=_baseline_summary(bases, accounting),
-        throughput=_throughput(accounting, unit),
-        speedup=accounting.speedup if accounting else Estimate(None),
-        speedup_ideal=accounting.speedup_ideal if accounting else _ideal(run, bases),
-        efficiency=accounting.efficiency if accounting else Estimate(None),
+        run=_run_summary(loaded, bases, unit),
+        baseline=_baseline_summary(bases, accounting, unit),
+        throughput=throughput,
+        speedup=accounting.speedup if accounting else Estimate(ratio),
+        speedup_ideal=accounting.speedup_ideal if accounting else ideal,
+        efficiency=accounting.efficiency if accounting else Estimate(ratio and ratio / ideal),
         interval_level=accounting.interval_level if accounting else 0.95,
         interval_kind=accounting.interval_kind if accounting else "within-run",
         step_measured_ms=accounting.step_ms if accounting else mean_step_ms(loaded),
         step_ideal_ms=accounting.ideal_ms if accounting else None,
-        terms=accounting.terms if accounting else _UNKNOWN_TERMS,
+        terms=_terms(accounting, case) if accounting else _UNKNOWN_TERMS,
         pop=pop(accounting) if accounting else _NO_POP,
         wall=case.wall or NO_WALL,
         per_rank=rank_rows(loaded, unit),
         findings=findings,
-        verdict=verdict(accounting, findings, _situation(loaded, case)),
+        verdict=verdict(accounting, findings, _situation(loaded, case, ratio)),
         warnings=tuple(dict.fromkeys(_warnings(loaded, bases, others, accounting, notes))),
         lost=_lost(run, bases),
         probe_overhead=probe_overhead(loaded),
         rehearsal=case.rehearsal,
-        baseline_command=None if accounting and accounting.kind == "measured" else command,
+        baseline_command=command if accounting and not bases else None,
         step_series=step_series(loaded),
         memory_series=memory_series(run),
     )
@@ -139,19 +144,18 @@ def _watched(loaded: Loaded) -> Watched:
     return Watched(loaded.run.facts, facts_by_rank, loaded.panel, loaded.steady)
 
 
-def _situation(loaded: Loaded, case: Case) -> Situation:
+def _situation(loaded: Loaded, case: Case, ratio: float | None) -> Situation:
     return Situation(
         world_size=case.world_size,
         rehearsal=case.rehearsal,
         num_steps=case.panel.num_steps,
         steps_used=int(case.used.sum()),
         unsupported=loaded.is_unsupported,
+        speedup=ratio,
     )
 
 
-def _run_summary(
-    loaded: Loaded, bases: Sequence[Loaded], accounting: Accounting | None, unit: Unit
-) -> RunSummary:
+def _run_summary(loaded: Loaded, bases: Sequence[Loaded], unit: Unit) -> RunSummary:
     facts = loaded.run.facts
     return RunSummary(
         name=loaded.run.name,
@@ -161,20 +165,18 @@ def _run_summary(
         backend=loaded.fact("backend"),
         mode=str(facts.get("mode") or "unknown"),
         strategy=loaded.fact("strategy"),
-        scaling=_scaling(loaded, bases, accounting),
+        scaling=_scaling(loaded, bases, unit),
         steps_used=int(loaded.used.sum()),
         steps_excluded=dict(loaded.steady.excluded),
-        samples_per_step=accounting.samples_per_step if accounting else loaded.work(unit),
+        samples_per_step=loaded.work(unit),
     )
 
 
 def _scaling(
-    loaded: Loaded, bases: Sequence[Loaded], accounting: Accounting | None
+    loaded: Loaded, bases: Sequence[Loaded], unit: Unit
 ) -> Literal["strong", "weak", "other"]:
     """strong: the baseline's global batch; weak: its batch per rank."""
-    if not bases or accounting is None:
-        return "other"
-    mine, theirs = accounting.samples_per_step, accounting.baseline_samples_per_step
+    mine, theirs = loaded.work(unit), bases[0].work(unit) if bases else None
     if mine is None or theirs is None:
         return "other"
     if _same(mine, theirs):
@@ -187,19 +189,41 @@ def _same(a: float, b: float) -> bool:
     return abs(a - b) <= _SAME * max(abs(a), abs(b))
 
 
-def _baseline_summary(bases: Sequence[Loaded], accounting: Accounting | None) -> BaselineSummary:
+def _baseline_summary(
+    bases: Sequence[Loaded], accounting: Accounting | None, unit: Unit
+) -> BaselineSummary:
     if not bases:
         return BaselineSummary(None, 1, None, "estimated", 0)
-    kind = accounting.kind if accounting else "estimated"
+    kind = accounting.kind if accounting else "measured"
     size = bases[0].run.world_size
-    samples = accounting.baseline_samples_per_step if accounting else None
+    samples = accounting.baseline_samples_per_step if accounting else bases[0].work(unit)
     return BaselineSummary(bases[0].run.name, size, samples, kind, len(bases))
 
 
-def _throughput(accounting: Accounting | None, unit: Unit) -> Throughput:
-    if accounting is None:
-        return Throughput(unit, None, None)
-    return Throughput(unit, accounting.throughput, accounting.baseline_throughput)
+def _terms(accounting: Accounting, case: Case) -> tuple[Term, ...]:
+    """The terms; a straggler that works from time to time is cured in those steps only."""
+    if not any(occasional_work(case, s.rank) for s in accounting.stragglers):
+        return accounting.terms
+    saves = saved_by_curing(case, accounting.stragglers)
+    speedup, step = accounting.speedup.value, accounting.step_ms
+    then = None if speedup is None or saves >= step else speedup * step / (step - saves)
+    return tuple(
+        replace(term, would_save_ms=saves, speedup_without=then)
+        if term.term == "straggler"
+        else term
+        for term in accounting.terms
+    )
+
+
+def _throughput(loaded: Loaded, bases: Sequence[Loaded], unit: Unit) -> Throughput:
+    """By themselves, without the identity: also known where that does not hold."""
+    return Throughput(unit, loaded.rate(unit), bases[0].rate(unit) if bases else None)
+
+
+def _ratio(throughput: Throughput) -> float | None:
+    if not throughput.run or not throughput.baseline:
+        return None
+    return throughput.run / throughput.baseline
 
 
 def _ideal(run: Run, bases: Sequence[Loaded]) -> float:

@@ -40,8 +40,10 @@ def decimals_for(scale: float | None) -> int:
 
 
 def ms(value: float | None) -> str:
-    """Milliseconds in a sentence: "18.2 ms"."""
-    return UNKNOWN if value is None else f"{significant(value)} ms"
+    """Milliseconds in a sentence: "18.2 ms"; below a microsecond "0 ms"."""
+    if value is None:
+        return UNKNOWN
+    return f"{significant(value) if abs(value) >= 0.001 else 0} ms"
 
 
 def percent(share: float | None) -> str:
@@ -49,8 +51,14 @@ def percent(share: float | None) -> str:
     if share is None:
         return UNKNOWN
     value = 100 * share
-    text = f"{value:.0f}" if abs(value) >= 0.95 or value == 0 else f"{value:.1f}"
-    return f"{text.removeprefix('-') if float(text) == 0 else text}%"
+    if abs(value) < 0.05:
+        return "0%"
+    return f"{value:.0f}%" if abs(value) >= 0.95 else f"{value:.1f}%"
+
+
+def small_percent(share: float | None) -> str:
+    """A share that is small when all is well, to two digits: "0.031%", "1.2%"."""
+    return UNKNOWN if share is None else f"{significant(100 * share, 2)}%"
 
 
 def speedup(value: float | None, decimals: int = 1) -> str:

@@ -101,8 +101,15 @@ class Loaded:
         """Samples or tokens of all ranks per used step; None where unknown."""
         if not self.has_steps:
             return None
+        if unit == "samples" and self.stated_samples is not None:
+            return self.stated_samples
         mean = float(work_per_step(self.panel, self.used, unit).mean())
         return mean if np.isfinite(mean) else None
+
+    def rate(self, unit: Unit) -> float | None:
+        """Samples or tokens per second of the used steps; None where unknown."""
+        work, step_ms = self.work(unit), mean_step_ms(self)
+        return None if work is None or not step_ms else 1e3 * work / step_ms
 
 
 def load(run: Run) -> Loaded:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from diag.reports import format as f
 from diag.reports.accounting import Accounting
 from diag.reports.findings.case import WARNING
-from diag.reports.findings.words import ARE_SLOW, IS_SLOW
+from diag.reports.findings.short_run import FEWEST_STEPS
 from diag.reports.model import Finding, Term, TermName
 
 _WELL = 0.9  # efficient enough to say that nothing is wrong
@@ -37,22 +37,22 @@ class Situation:
     num_steps: int
     steps_used: int
     unsupported: bool = False
+    speedup: float | None = None  # the ratio of throughputs, where there is no accounting
 
 
 def verdict(accounting: Accounting | None, findings: Sequence[Finding], at: Situation) -> str:
     """One sentence, at most two; `findings` worst first."""
     if accounting is None:
         return _no_numbers(at)
-    parts = [_lead(accounting, findings, at), *_cautions(accounting, at)]
-    text = " ".join(parts)
-    return f"Rehearsal on CPU, not a GPU's numbers: {text}" if at.rehearsal else text
+    return " ".join([_lead(accounting, findings, at), *_cautions(accounting, at)])
 
 
 def _no_numbers(at: Situation) -> str:
     if at.unsupported:
+        known = "" if at.speedup is None else f"{f.speedup(at.speedup)} on {_ranks(at)}. "
         return (
-            "Gradients are not reduced over all ranks in each step, so the lost time cannot be "
-            "split into causes; the phases per rank still show where each rank spends it."
+            f"{known}Gradients are not reduced over all ranks in each step, so the lost time "
+            "cannot be split into causes; the phases per rank show where each rank spends it."
         )
     if at.num_steps == 0:
         return "No optimizer step was recorded on every rank: there is nothing to explain."
@@ -66,7 +66,9 @@ def _lead(accounting: Accounting, findings: Sequence[Finding], at: Situation) ->
     reached = _reached(accounting, at)
     cause = next((one for one in findings if one.severity != "info" and one.ms is not None), None)
     if cause is not None:
-        return f"{reached}: {_cause(accounting, cause)}."
+        return f"{reached}{_cause(accounting, cause)}."
+    if at.steps_used < FEWEST_STEPS:
+        return f"{reached}, from {f.plural(at.steps_used, 'steady step')}: too few to judge by."
     efficiency = accounting.efficiency.value or 0.0
     if accounting.kind == "estimated":
         return (
@@ -85,28 +87,30 @@ def _reached(accounting: Accounting, at: Situation) -> str:
         bound = f.speedup(value)
         return f"No baseline: at most {bound} on {_ranks(at)} (at most {f.percent(efficiency)} efficient)"
     base = accounting.baseline_world_size or 1
-    on = f"on {_ranks(at)}" if base == 1 else f"from {base} ranks to {at.world_size}"
+    on = f"on {_ranks(at)}" if base == 1 else f"from {base} to {_ranks(at)}"
     return f"{f.speedup(value)} {on} ({f.percent(efficiency)} efficient)"
 
 
 def _ranks(at: Situation) -> str:
-    return f.plural(at.world_size, "rank")
+    return f.plural(at.world_size, "CPU rank" if at.rehearsal else "rank")
 
 
 def _cause(accounting: Accounting, cause: Finding) -> str:
-    """ "rank 2 is slow in backward and costs 18.2 ms of every 87.0 ms step; without it 3.6x"."""
+    """ ": rank 2 is slow in backward and costs 18.2 ms of every 87.0 ms step; without it 3.6x"."""
     step = f.ms(accounting.step_ms)
     what = cause.title[0].lower() + cause.title[1:]
-    if cause.code == "slow-rank" and cause.phase in IS_SLOW:
-        words = IS_SLOW if len(cause.ranks) == 1 else ARE_SLOW
+    if cause.term is None:
+        # Not in the steady step at all, so it is no part of the speed-up above.
+        return f" in steady steps; besides, {what}, {f.ms(cause.ms)} a step over the whole run"
+    if cause.code == "slow-rank":
         verb = "costs" if len(cause.ranks) == 1 else "cost"
-        what = f"{f.rank_names(cause.ranks)} {words[cause.phase]} and {verb}"
-        text = f"{what} {f.ms(cause.ms)} of every {step} step"
+        text = f": {what} and {verb} {f.ms(cause.ms)} of every {step} step"
     else:
-        text = f"{what}, {f.ms(cause.ms)} of every {step} step"
+        text = f": {what}, {f.ms(cause.ms)} of every {step} step"
     without = _speedup_without(accounting, cause)
     bound = "at most " if accounting.kind == "estimated" else ""
-    return text if without is None else f"{text}; without it {bound}{f.speedup(without)}"
+    it = "them" if cause.code == "slow-rank" and len(cause.ranks) > 1 else "it"
+    return text if without is None else f"{text}; without {it} {bound}{f.speedup(without)}"
 
 
 def _speedup_without(accounting: Accounting, cause: Finding) -> float | None:
@@ -133,6 +137,6 @@ def _cautions(accounting: Accounting, at: Situation) -> list[str]:
     if abs(residual) > _RESIDUAL * accounting.step_ms:
         share = f.percent(abs(residual) / accounting.step_ms)
         cautions.append(f"Caution: {share} of the step is not accounted for.")
-    if at.steps_used < 30:
-        cautions.append(f"Only {f.plural(at.steps_used, 'steady step')}: take it with care.")
+    if at.rehearsal:
+        cautions.append("A rehearsal on CPU: these are not a GPU's numbers.")
     return cautions

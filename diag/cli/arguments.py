@@ -173,6 +173,9 @@ def scaling_report(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="CODE", help="Leave this finding out; repeatable.")
     ] = None,
+    repeats: Annotated[
+        bool, typer.Option("--repeats", help="Take comparable runs of the same size together.")
+    ] = False,
 ) -> int:
     from diag.cli import scaling_report as command
 
@@ -186,6 +189,7 @@ def scaling_report(
             as_markdown=as_markdown,
             html=html,
             ignore=tuple(ignore or ()),
+            repeats=repeats,
         )
     )
 

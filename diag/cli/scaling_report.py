@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diag.record.store import RunDir
     from diag.reports.model import Report
 
-_MOST_BASELINES = 8  # repeated runs that are read; more would cost time and change little
+_MOST_REPEATS = 8  # of each size; more would cost time and change little
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Options:
         as_json, as_markdown: print that instead of text.
         html: also write one self-contained page here.
         ignore: codes of findings to leave out.
+        repeats: take comparable runs of the same size together; with three or more on both
+            sides the intervals hold between runs.
     """
 
     run: str | None = None
@@ -48,6 +50,7 @@ class Options:
     as_markdown: bool = False
     html: Path | None = None
     ignore: tuple[str, ...] = ()
+    repeats: bool = False
 
 
 def scaling_report(options: Options) -> int:
@@ -69,7 +72,7 @@ def build_report(options: Options) -> Report:
     """Chooses the runs, reads them and explains."""
     from diag.record.reader import read_run
     from diag.record.store import default_runs_dir, find_run
-    from diag.reports.compare import baseline_command, newest_multi_rank
+    from diag.reports.compare import baseline_command, find_repeats, newest_multi_rank
     from diag.reports.explain import explain
 
     runs_dir = options.runs_dir or default_runs_dir()
@@ -77,13 +80,14 @@ def build_report(options: Options) -> Report:
     run = read_run(chosen.path)
     _refuse_single_rank(run)
     baselines, notes = _baselines(options, runs_dir, chosen)
-    asked_for = options.runs_dir
+    repeats = find_repeats(chosen.path.parent, chosen) if options.repeats else ()
     return explain(
         run,
         [read_run(baseline.path) for baseline in baselines],
+        repeats=[read_run(repeat.path) for repeat in repeats[: _MOST_REPEATS - 1]],
         notes=notes,
         ignore=options.ignore,
-        command=baseline_command(run.facts, runs_dir=asked_for, cwd=Path.cwd()),
+        command=baseline_command(run.facts, runs_dir=options.runs_dir, cwd=Path.cwd()),
     )
 
 
@@ -115,7 +119,7 @@ def _baselines(
     if options.baseline is None:
         # A run given by its path brings its neighbours with it.
         found, notes = find_baselines(run.path.parent, run, force=options.force)
-        return found[:_MOST_BASELINES], notes
+        return found[: _MOST_REPEATS if options.repeats else 1], notes
     baseline = find_run(runs_dir, options.baseline)
     return (baseline,), check_baseline(run, baseline, options.force)
 

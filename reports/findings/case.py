@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from diag.codes import CATALOGUE
-from diag.reports.accounting import Accounting, Straggler
+from diag.reports.accounting import Accounting
 from diag.reports.model import Finding, Location, Severity, TermName, Wall
 from diag.reports.panel import F64, Bool, Panel
 
@@ -106,16 +104,3 @@ def finding(
         docs=CATALOGUE[code].docs,
         would_save_ms=would_save_ms,
     )
-
-
-def saved_by_curing(case: Case, cured: Iterable[Straggler]) -> float:
-    """Ms per step gained if these ranks were typical in every phase where they are slower.
-
-    The slowest rank of every step is looked up anew, so that a rank hidden behind a slower
-    one gains nothing.
-    """
-    self_ms = case.self_ms()
-    less = np.zeros(len(self_ms))
-    for one in cured:
-        less[case.position(one.rank)] = sum(max(ms, 0.0) for ms in one.phase_excess_ms.values())
-    return float((self_ms.max(axis=0) - (self_ms - less[:, None]).max(axis=0)).mean())

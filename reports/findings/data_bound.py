@@ -49,5 +49,7 @@ def _evidence(case: Case, accounting: Accounting) -> list[str]:
         lines[0] += f"; at the baseline's pace it would wait {f.ms(expected)}"
     waits = [row.phases_ms["data"] for row in accounting.per_rank]
     if waits:
-        lines.append(f"every rank waits: between {f.ms(min(waits))} and {f.ms(max(waits))} a step")
+        least, most = f.ms(min(waits)), f.ms(max(waits))
+        span = f"about {most}" if least == most else f"between {least} and {most}"
+        lines.append(f"every rank waits, {span} a step")
     return lines

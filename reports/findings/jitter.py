@@ -7,7 +7,9 @@ import numpy as np
 from diag.reports import format as f
 from diag.reports.accounting import Accounting
 from diag.reports.findings.case import Case, finding, severity
+from diag.reports.findings.periodic import occasional_work
 from diag.reports.model import Finding
+from diag.reports.significance import expected_maximum, relative_spread
 
 _HINTS = {
     "data": "Give the loaders room: more workers, a larger prefetch_factor, batches of equal cost.",
@@ -28,7 +30,8 @@ def jitter(case: Case) -> tuple[Finding, ...]:
     if accounting is None or not accounting.rotating:
         return ()
     term = accounting.term("jitter")
-    level = severity(accounting.jitter_excess_ms / accounting.step_ms)
+    excess = _excess_ms(case, accounting)
+    level = severity(excess / accounting.step_ms)
     if level is None:
         return ()
     phase = accounting.jitter_phase
@@ -45,6 +48,21 @@ def jitter(case: Case) -> tuple[Finding, ...]:
             would_save_ms=term.would_save_ms,
         ),
     )
+
+
+def _excess_ms(case: Case, accounting: Accounting) -> float:
+    """Jitter beyond the ranks' ordinary spread.
+
+    Work that one rank does every k steps lifts that rank's mean above what it is in ordinary
+    steps, where the others' plain noise then looks like lateness: such steps are left aside.
+    """
+    periodic = [p for s in accounting.stragglers if (p := occasional_work(case, s.rank))]
+    if not periodic:
+        return accounting.jitter_excess_ms
+    heavy = np.any([p.heavy for p in periodic], axis=0)
+    own = case.self_ms()[:, ~heavy].T
+    mean = own.mean(axis=0)
+    return float(own.max(axis=1).mean()) - expected_maximum(mean, relative_spread(own))
 
 
 def _evidence(case: Case, accounting: Accounting) -> list[str]:

@@ -27,15 +27,14 @@ class Periodic:
         every: steps from one to the next.
         ms: extra work in each of them.
         phase: where most of it is.
-        num_heavy, num_used: steps with it, and steps looked at.
+        heavy: which of the used steps hold it.
     """
 
     rank: int
     every: int
     ms: float
     phase: str
-    num_heavy: int
-    num_used: int
+    heavy: Bool
 
 
 def periodic_work(case: Case, rank: int) -> Periodic | None:
@@ -54,8 +53,7 @@ def periodic_work(case: Case, rank: int) -> Periodic | None:
         every=every,
         ms=float(excess[heavy].mean()) - light,
         phase=_phase(case, rank, heavy),
-        num_heavy=int(heavy.sum()),
-        num_used=len(excess),
+        heavy=heavy,
     )
 
 

@@ -10,6 +10,7 @@ from diag.record.schema import StepFlag
 from diag.reports import format as f
 from diag.reports.accounting import Accounting
 from diag.reports.findings.case import NS_PER_MS, Case, finding, severity
+from diag.reports.findings.cures import saved_by_curing
 from diag.reports.findings.periodic import Periodic, occasional_work
 from diag.reports.model import Finding, Severity
 
@@ -54,27 +55,17 @@ def _periodic(case: Case, accounting: Accounting) -> list[Finding]:
                     term="straggler",
                     ranks=(straggler.rank,),
                     phase=periodic.phase,
-                    would_save_ms=_saved(case, periodic) if first else None,
+                    would_save_ms=saved_by_curing(case, [straggler]),
                 )
             )
     return found
-
-
-def _saved(case: Case, periodic: Periodic) -> float:
-    """Mean over steps of what the step would lose if the rank took as long as the others."""
-    self_ms = case.self_ms()
-    position = case.position(periodic.rank)
-    others = np.delete(self_ms, position, axis=0)
-    cured = np.minimum(self_ms[position], np.median(others, axis=0))
-    without = np.maximum(others.max(axis=0), cured)
-    return float((self_ms.max(axis=0) - without).mean())
 
 
 def _periodic_evidence(periodic: Periodic, ms: float) -> list[str]:
     return [
         f"every {periodic.every} steps, {f.ms(periodic.ms)} each, in {periodic.phase}: "
         f"{f.ms(ms)} a step on average",
-        f"seen in {periodic.num_heavy} of {periodic.num_used} steps; "
+        f"seen in {int(periodic.heavy.sum())} of {len(periodic.heavy)} steps; "
         "in the others the rank is as fast as the rest",
     ]
 

@@ -6,13 +6,15 @@ import numpy as np
 
 from diag.reports import format as f
 from diag.reports.accounting import Accounting, Straggler
-from diag.reports.findings.case import Case, finding, saved_by_curing, severity
+from diag.reports.findings.case import Case, finding, severity
+from diag.reports.findings.cures import saved_by_curing
 from diag.reports.findings.periodic import occasional_work
 from diag.reports.findings.words import ARE_SLOW, IS_SLOW, slow_hint
 from diag.reports.model import Finding
 
 _ALIKE = 0.75  # ranks with at least this part of the worst one's excess are equally slow
-_MORE_WORK = 1.05
+_MORE_WORK = 1.05  # times the others' samples or tokens
+_GAINS = 0.1  # of its excess: a rank whose cure alone gives back less is hidden by another
 
 
 def slow_rank(case: Case) -> tuple[Finding, ...]:
@@ -89,9 +91,10 @@ def _evidence(
         f"the typical rank {f.ms(typical)}"
     ]
     lines += _others_wait(accounting, worst)
-    lines += _share_of_steps(case, group)
     lines += _more_work(case, worst.rank)
-    if group is not groups[0] and saves < 0.1 * worst.excess_ms:
+    if group is groups[0] or saves >= _GAINS * worst.excess_ms:
+        lines += _share_of_steps(case, group)
+    else:
         hidden_by = f.rank_names(tuple(sorted(s.rank for s in groups[0])))
         together = saved_by_curing(case, [s for each in groups for s in each])
         lines.append(

@@ -16,12 +16,12 @@ ARE_SLOW = {
 }
 _DEVICE = {
     "cuda": (
-        "If its batches are no larger than the others', suspect the GPU: its clock and throttle "
+        "If its batches are no larger than elsewhere, suspect the GPU: its clock and throttle "
         "reasons (nvidia-smi -q -d PERFORMANCE), another job on it, its PCIe slot or NUMA node."
     ),
     "cpu": (
-        "If its batches are no larger than the others', look at what shares its cores: "
-        "other processes, too many threads, loader workers."
+        "If its batches are no larger than elsewhere, look at what shares its cores: other "
+        "processes, too many threads, loader workers."
     ),
 }
 
@@ -30,13 +30,11 @@ def slow_hint(phase: str, device: str) -> str:
     """What to look at on a rank that is slow in `phase`."""
     if phase == "data":
         return (
-            "Compare its loader with the others': the files of its shard, its disk, "
+            "Compare this rank's loader with the others': the files of its shard, its disk, "
             "num_workers, and the cores its workers share."
         )
     if phase == "copy":
-        return (
-            "Compare its batches with the others', use pin_memory=True, and look at its PCIe link."
-        )
+        return "Compare the sizes of the batches, use pin_memory=True, and look at the PCIe link."
     if phase == "host":
         return (
             "Look for Python that only this rank runs, or runs longer: logging, metrics, "

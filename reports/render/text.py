@@ -61,8 +61,10 @@ def run_words(report: Report) -> str:
 
 def baseline_words(report: Report) -> str:
     baseline = report.baseline
+    if baseline.name is None:
+        return "none: what is ideal is estimated from this run, an upper bound"
     if baseline.kind == "estimated":
-        return "none: the ideal is estimated from this run, an upper bound"
+        return f"{baseline.name}: cannot be scaled without samples, so the ideal is estimated"
     runs = f", {baseline.runs} runs" if baseline.runs > 1 else ""
     return f"{baseline.name}: {f.plural(baseline.world_size, 'rank')}, measured{runs}"
 
@@ -188,7 +190,7 @@ def _notes(report: Report, colour: bool, width: int) -> list[str]:
         lines += wrap(f"lost: {loss}", width, "  ", "    ")
     overhead = report.probe_overhead
     if overhead.share is not None:
-        text = f"probes: {f.percent(overhead.share)} of the step ({overhead.method})"
+        text = f"probes: {f.small_percent(overhead.share)} of the step ({overhead.method})"
         lines += wrap(text, width, "  ", "    ")
     return [_heading("Notes", colour), *lines] if lines else []
 
