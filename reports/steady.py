@@ -5,8 +5,8 @@ consecutive fives, drop as many at the front as minimizes the standard error of 
 at most half of them. The series is the step time of the slowest rank in the steps that carry
 no flag. Two guards: values are first clipped to a few robust spreads around the median of the
 series' second half, so that a single slow step or a periodic one draws no cut behind itself;
-and what is dropped must differ from the rest by more than chance and than 1%, so that a clean
-run keeps its steps. Clipping hides how slow a single step was, so warm-up also lasts until the
+and what is dropped must differ from the rest by more than chance, than 1%, and than any stretch
+of the rest as long as it does, so that a clean or a wavy run keeps its steps. Clipping hides how slow a single step was, so warm-up also lasts until the
 last of the first few steps that is slower than anything in the second half (compilation).
 The first step is always left out: it has no release before it.
 
@@ -14,7 +14,12 @@ The first step is always left out: it has no release before it.
 it. The step after a flagged one stays. A step runs from release to release, so what follows an
 optimizer step (saving, evaluating) lies inside the next step on every rank, and the others wait
 for it at that same step's release: nothing is left to leak. (Loaders may have refilled their
-queues meanwhile, which flatters the next few steps of a run that waits for its data.)
+queues meanwhile, which flatters the next few steps of a run that waits for its data.) Only an
+unsynchronized step spoils the next one too: it ends in no release, so the next begins ragged.
+
+**What every step does is part of the step.** A run that evaluates, samples or saves in most of
+its steps (a teacher in eval mode, a policy that acts) is not interrupted by it: a flag that more
+than half of the steps carry leaves nothing out.
 """
 
 from __future__ import annotations
@@ -36,9 +41,12 @@ _FLAGGED: tuple[tuple[StepFlag, str], ...] = (
     (StepFlag.EVALUATION, "evaluation"),
     (StepFlag.UNSYNCED, "unsynced"),
 )
+# Flags for what interrupts a training, unless the training consists of it.
+_HABITS = (StepFlag.CHECKPOINT, StepFlag.EVALUATION)
 _BATCH = 5
 _CLIP = 4.0  # spreads; ordinary steps lie within
 _MATERIAL = 0.01
+_CHANCE = 3.0  # standard errors
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def steady(panel: Panel) -> Steady:
     """Choose the steps that count. A panel without steps has none."""
     reasons: list[str | None] = [None] * panel.num_steps
     for flag, reason in reversed(_FLAGGED):
-        for step in np.flatnonzero(panel.flagged(flag)):
+        for step in np.flatnonzero(_spoiled(panel, flag)):
             reasons[step] = reason
     unflagged = np.flatnonzero([reason is None for reason in reasons])
     slowest = (panel.end_ns - panel.start_ns).max(axis=0, initial=0)[unflagged]
@@ -71,6 +79,16 @@ def steady(panel: Panel) -> Steady:
     names = dict.fromkeys(name for _, name in _FLAGGED)
     counts = {name: reasons.count(name) for name in names}
     return Steady(used, {name: n for name, n in counts.items() if n}, tuple(reasons))
+
+
+def _spoiled(panel: Panel, flag: StepFlag) -> Bool:
+    """The steps that `flag` leaves out. [S]"""
+    flagged = panel.flagged(flag)
+    if flag in _HABITS and flagged.sum() > len(flagged) / 2:
+        return np.zeros_like(flagged)
+    if flag is StepFlag.UNSYNCED:
+        flagged = flagged | np.concatenate(([False], flagged[:-1]))
+    return flagged
 
 
 def warm_up_length(times: F64) -> int:
@@ -109,6 +127,19 @@ def _mser(batches: F64) -> int:
 
 
 def _differs(front: F64, rest: F64) -> bool:
+    """Whether the front is unlike any stretch as long as itself in the rest, by more than chance."""
     gap = abs(float(front.mean()) - float(rest.mean()))
-    noise = float(rest.std()) * math.sqrt(1 / len(front) + 1 / len(rest))
-    return gap > max(3 * noise, _MATERIAL * float(rest.mean()))
+    size = min(len(front), len(rest))
+    stretches = np.convolve(rest, np.full(size, 1 / size), mode="valid")
+    usual = float(np.abs(stretches - rest.mean()).max())
+    noise = _CHANCE * _standard_error(rest) * math.sqrt(1 + len(rest) / len(front))
+    return gap > max(usual, noise, _MATERIAL * float(rest.mean()))
+
+
+def _standard_error(batches: F64) -> float:
+    """Of their mean, for batches correlated from one to the next."""
+    apart = batches - batches.mean()
+    power = float(apart @ apart)
+    lag_one = float(apart[1:] @ apart[:-1]) / power if power > 0 else 0.0
+    correlation = min(max(lag_one, 0.0), 0.9)
+    return float(batches.std()) * math.sqrt((1 + correlation) / (1 - correlation) / len(batches))
