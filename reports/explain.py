@@ -16,7 +16,7 @@ from diag.reports.accounting import Accounting
 from diag.reports.findings import find
 from diag.reports.findings.case import Case
 from diag.reports.findings.cures import saved_by_curing
-from diag.reports.findings.periodic import occasional_work
+from diag.reports.findings.periodic import occasional_workers
 from diag.reports.loaded import Loaded, load, mean_step_ms, rank_rows, step_series
 from diag.reports.model import (
     TERMS,
@@ -202,9 +202,10 @@ def _baseline_summary(
 
 def _terms(accounting: Accounting, case: Case) -> tuple[Term, ...]:
     """The terms; a straggler that works from time to time is cured in those steps only."""
-    if not any(occasional_work(case, s.rank) for s in accounting.stragglers):
+    workers = occasional_workers(case)
+    if not workers:
         return accounting.terms
-    saves = saved_by_curing(case, accounting.stragglers)
+    saves = saved_by_curing(case, {s.rank for s in accounting.stragglers} | workers.keys())
     speedup, step = accounting.speedup.value, accounting.step_ms
     then = None if speedup is None or saves >= step else speedup * step / (step - saves)
     return tuple(

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from diag.reports.accounting import Straggler
 from diag.reports.findings.case import Case
-from diag.reports.findings.periodic import occasional_work
+from diag.reports.findings.periodic import occasional_workers
 from diag.reports.panel import F64
 
 
-def saved_by_curing(case: Case, cured: Iterable[Straggler]) -> float:
+def saved_by_curing(case: Case, ranks: Iterable[int]) -> float:
     """Ms per step gained if these ranks were as fast as the rest.
 
     A rank that is always slow becomes typical in every phase where it is slower; one that works
@@ -21,12 +20,15 @@ def saved_by_curing(case: Case, cured: Iterable[Straggler]) -> float:
     """
     before = case.self_ms()
     after = before.copy()
-    for one in cured:
-        position = case.position(one.rank)
-        if occasional_work(case, one.rank) is None:
-            after[position] -= sum(max(ms, 0.0) for ms in one.phase_excess_ms.values())
-        else:
+    workers = occasional_workers(case)
+    stragglers = {s.rank: s for s in case.accounting.stragglers} if case.accounting else {}
+    for rank in ranks:
+        position = case.position(rank)
+        if rank in workers:
             after[position] = np.minimum(before[position], _others(before, position))
+        elif rank in stragglers:
+            excess = stragglers[rank].phase_excess_ms.values()
+            after[position] -= sum(max(ms, 0.0) for ms in excess)
     return float((before.max(axis=0) - after.max(axis=0)).mean())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from diag.reports import format as f
 from diag.reports.accounting import Accounting
 from diag.reports.findings.case import Case, finding, severity
-from diag.reports.findings.periodic import occasional_work
+from diag.reports.findings.periodic import occasional_workers
 from diag.reports.model import Finding
 from diag.reports.significance import expected_maximum, relative_spread
 
@@ -56,10 +56,10 @@ def _excess_ms(case: Case, accounting: Accounting) -> float:
     Work that one rank does every k steps lifts that rank's mean above what it is in ordinary
     steps, where the others' plain noise then looks like lateness: such steps are left aside.
     """
-    periodic = [p for s in accounting.stragglers if (p := occasional_work(case, s.rank))]
-    if not periodic:
+    workers = occasional_workers(case)
+    if not workers:
         return accounting.jitter_excess_ms
-    heavy = np.any([p.heavy for p in periodic], axis=0)
+    heavy = np.any([work.heavy for work in workers.values()], axis=0)
     own = case.self_ms()[:, ~heavy].T
     mean = own.mean(axis=0)
     return float(own.max(axis=1).mean()) - expected_maximum(mean, relative_spread(own))

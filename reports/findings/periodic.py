@@ -16,6 +16,7 @@ _MOST_HEAVY = 0.5  # of the steps: a rank slow in more of them is a slow rank
 _HOLDS = 0.8  # of the rank's excess is in the heavy steps
 _FEWEST = 3  # heavy steps: two make one gap, and one gap is no rhythm
 _REGULAR = 0.75  # of the gaps are a multiple of k
+_LEVEL = 0.01
 _CLEAR = 4.0  # heavy steps stand out by this many spreads of the light ones
 
 
@@ -37,15 +38,30 @@ class Periodic:
     heavy: Bool
 
 
+def occasional_workers(case: Case) -> dict[int, Periodic]:
+    """Ranks that work from time to time while the others wait, by rank number.
+
+    Looked for among the stragglers and the slowest rank: a few large pauses are too few for a
+    straggler to be significant, but not for a rhythm. Waiting for data, or for a device that
+    slows down, is no work.
+    """
+    if case.accounting is None or case.panel.num_ranks < 2 or not case.used.any():
+        return {}
+    slowest = case.panel.ranks[int(case.self_ms().mean(axis=1).argmax())]
+    ranks = dict.fromkeys([*(s.rank for s in case.accounting.stragglers), slowest])
+    found = {rank: periodic_work(case, rank) for rank in ranks}
+    return {r: p for r, p in found.items() if p is not None and p.phase in _WORK_PHASES}
+
+
 def periodic_work(case: Case, rank: int) -> Periodic | None:
     """The periodic extra work of `rank`, or None where it has none or is slow all the time."""
     excess = excess_ms(case, rank)
     heavy = _heavy(excess)
     if heavy is None:
         return None
-    steps = case.panel.index[case.used]
-    every = _period(steps[heavy])
-    if every is None:
+    steps = case.panel.index[case.used][heavy]
+    every = _period(steps)
+    if every is None or _chance(len(steps), every, case.panel.num_ranks) > _LEVEL:
         return None
     light = float(excess[~heavy].mean())
     return Periodic(
@@ -55,12 +71,6 @@ def periodic_work(case: Case, rank: int) -> Periodic | None:
         phase=_phase(case, rank, heavy),
         heavy=heavy,
     )
-
-
-def occasional_work(case: Case, rank: int) -> Periodic | None:
-    """The periodic work of `rank` where it is work, not waiting for data or a slow device."""
-    periodic = periodic_work(case, rank)
-    return periodic if periodic is not None and periodic.phase in _WORK_PHASES else None
 
 
 def excess_ms(case: Case, rank: int) -> F64:
@@ -77,7 +87,7 @@ def _heavy(excess: F64) -> Bool | None:
         return None
     heavy = excess > _divide(excess)
     count = int(heavy.sum())
-    if count < _FEWEST or count > _MOST_HEAVY * len(excess):
+    if count < _FEWEST or count > _MOST_HEAVY * len(excess) + 1:
         return None
     light = excess[~heavy]
     spread = 1.4826 * float(np.median(np.abs(light - np.median(light))))
@@ -110,6 +120,15 @@ def _period(steps: I64) -> int | None:
     off = np.abs(gaps - multiples * every)
     regular = float((off <= max(1.0, 0.1 * every)).mean())
     return every if regular >= _REGULAR else None
+
+
+def _chance(count: int, every: int, num_ranks: int) -> float:
+    """How probable it is that this many late steps all fall on one rank, and so regularly.
+
+    Each further one falls on the first one's rank by 1 / ranks, and each further gap within one
+    step of the first by about 3 / k.
+    """
+    return (1 / num_ranks) ** (count - 1) * min(1.0, 3 / every) ** max(count - 2, 0)
 
 
 def _phase(case: Case, rank: int, heavy: Bool) -> str:

@@ -11,7 +11,7 @@ from diag.reports import format as f
 from diag.reports.accounting import Accounting
 from diag.reports.findings.case import NS_PER_MS, Case, finding, severity
 from diag.reports.findings.cures import saved_by_curing
-from diag.reports.findings.periodic import Periodic, occasional_work
+from diag.reports.findings.periodic import Periodic, occasional_workers
 from diag.reports.model import Finding, Severity
 
 _MOSTLY = 0.8  # of the flagged steps have the same slowest rank
@@ -32,33 +32,28 @@ def rank0_work(case: Case) -> tuple[Finding, ...]:
 
 
 def _periodic(case: Case, accounting: Accounting) -> list[Finding]:
-    if not accounting.slow_rank:
-        return []
-    term = accounting.term("straggler")
-    found = []
-    for straggler in accounting.stragglers:
-        periodic = occasional_work(case, straggler.rank)
-        if periodic is None:
-            continue
-        first = straggler is accounting.stragglers[0]
-        ms = term.ms if first and term.ms is not None else straggler.excess_ms
-        level = severity(ms / accounting.step_ms)
-        if level is not None:
-            found.append(
-                finding(
-                    "rank0-work",
-                    level,
-                    f"Rank {straggler.rank} works every {periodic.every} steps while the others wait",
-                    _periodic_evidence(periodic, ms),
-                    _HINT,
-                    ms=ms,
-                    term="straggler",
-                    ranks=(straggler.rank,),
-                    phase=periodic.phase,
-                    would_save_ms=saved_by_curing(case, [straggler]),
-                )
-            )
-    return found
+    workers = occasional_workers(case).values()
+    found = (_periodic_finding(case, accounting, one) for one in workers)
+    return [one for one in found if one is not None]
+
+
+def _periodic_finding(case: Case, accounting: Accounting, work: Periodic) -> Finding | None:
+    ms = work.ms * float(work.heavy.mean())
+    level = severity(ms / accounting.step_ms)
+    if level is None:
+        return None
+    return finding(
+        "rank0-work",
+        level,
+        f"Rank {work.rank} works every {work.every} steps while the others wait",
+        _periodic_evidence(work, ms),
+        _HINT,
+        ms=ms,
+        term="straggler",
+        ranks=(work.rank,),
+        phase=work.phase,
+        would_save_ms=saved_by_curing(case, [work.rank]),
+    )
 
 
 def _periodic_evidence(periodic: Periodic, ms: float) -> list[str]:

@@ -8,7 +8,7 @@ from diag.reports import format as f
 from diag.reports.accounting import Accounting, Straggler
 from diag.reports.findings.case import Case, finding, severity
 from diag.reports.findings.cures import saved_by_curing
-from diag.reports.findings.periodic import occasional_work
+from diag.reports.findings.periodic import occasional_workers
 from diag.reports.findings.words import ARE_SLOW, IS_SLOW, slow_hint
 from diag.reports.model import Finding
 
@@ -25,7 +25,8 @@ def slow_rank(case: Case) -> tuple[Finding, ...]:
     accounting = case.accounting
     if accounting is None or not accounting.slow_rank:
         return ()
-    slow = [s for s in accounting.stragglers if occasional_work(case, s.rank) is None]
+    workers = occasional_workers(case)
+    slow = [s for s in accounting.stragglers if s.rank not in workers]
     groups = _groups(slow)
     found = (_finding(case, accounting, group, groups) for group in groups)
     return tuple(one for one in found if one is not None)
@@ -56,7 +57,7 @@ def _finding(
     if level is None:
         return None
     phase = group[0].phase
-    saves = saved_by_curing(case, group)
+    saves = saved_by_curing(case, [s.rank for s in group])
     return finding(
         "slow-rank",
         level,
@@ -96,7 +97,7 @@ def _evidence(
         lines += _share_of_steps(case, group)
     else:
         hidden_by = f.rank_names(tuple(sorted(s.rank for s in groups[0])))
-        together = saved_by_curing(case, [s for each in groups for s in each])
+        together = saved_by_curing(case, [s.rank for each in groups for s in each])
         lines.append(
             f"hidden behind {hidden_by}: cured alone it saves little, all together {f.ms(together)}"
         )

@@ -1,0 +1,373 @@
+"""Every detector on a planted cause and on a near miss of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diag.codes import CATALOGUE
+from diag.record.schema import StepFlag
+from diag.reports.findings import DETECTORS, find
+from diag.reports.findings.case import Case, Traffic, severity
+from diag.reports.findings.comm_bound import comm_bound
+from diag.reports.findings.data_bound import data_bound
+from diag.reports.findings.jitter import jitter
+from diag.reports.findings.rank0_work import rank0_work
+from diag.reports.findings.short_run import short_run
+from diag.reports.findings.slow_rank import slow_rank
+from diag.reports.findings.unsupported_topology import unsupported_topology
+from diag.reports.model import Location
+from helpers.cases import Planted, findings_of, local_ms, phase
+
+STEPS = 120
+
+
+def text_of(evidence: tuple[str, ...]) -> str:
+    return " ".join(evidence)
+
+
+# -- slow-rank ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["data", "copy", "forward", "backward", "optimizer", "host"])
+def test_a_slow_rank_is_named_with_its_phase(name: str) -> None:
+    local = local_ms(4, STEPS)
+    local[2, :, phase(name)] += 18.0
+    (found,) = findings_of(slow_rank, local)
+    assert (found.code, found.severity, found.term) == ("slow-rank", "critical", "straggler")
+    assert (found.ranks, found.phase) == ((2,), name)
+    assert found.ms == pytest.approx(18.0, abs=0.5)
+    assert found.would_save_ms == pytest.approx(18.0, abs=1.5)
+    assert "Rank 2" in found.title
+
+
+def test_equally_slow_ranks_share_one_finding() -> None:
+    local = local_ms(6, STEPS)
+    local[[1, 4], :, phase("backward")] += 18.0
+    (found,) = findings_of(slow_rank, local)
+    assert found.ranks == (1, 4)
+    assert found.title == "Ranks 1 and 4 are slow in backward"
+    assert found.would_save_ms == pytest.approx(18.0, abs=2.0)
+
+
+def test_two_causes_are_told_apart_and_the_hidden_one_says_so() -> None:
+    local = local_ms(6, STEPS)
+    local[1, :, phase("backward")] += 18.0
+    local[3, :, phase("data")] += 7.0
+    worst, hidden = findings_of(slow_rank, local)
+    assert (worst.ranks, worst.phase) == ((1,), "backward")
+    assert worst.would_save_ms == pytest.approx(11.0, abs=1.0)
+    assert (hidden.ranks, hidden.phase) == ((3,), "data")
+    assert hidden.ms == pytest.approx(7.0, abs=0.5)
+    assert hidden.would_save_ms == pytest.approx(0.0, abs=0.1)
+    assert "hidden behind rank 1" in text_of(hidden.evidence)
+
+
+def test_more_work_is_given_as_the_reason() -> None:
+    local = local_ms(4, STEPS)
+    local[2, :, phase("backward")] += 18.0
+    tokens = np.array([[1000.0], [1000.0], [1400.0], [1000.0]])
+    (found,) = findings_of(slow_rank, local, panel_options={"tokens": tokens})
+    assert "processes 1400 tokens a step, the others 1000" in text_of(found.evidence)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_noisy_ranks_are_not_slow(seed: int) -> None:
+    assert findings_of(slow_rank, local_ms(4, STEPS, seed, noise=0.05)) == ()
+
+
+def test_a_slow_rank_below_one_percent_is_not_worth_a_finding() -> None:
+    local = local_ms(4, STEPS, noise=0.001)
+    local[2, :, phase("host")] += 0.4
+    assert findings_of(slow_rank, local) == ()
+
+
+def test_all_ranks_slow_alike_is_no_slow_rank() -> None:
+    local = local_ms(4, STEPS)
+    local[:, :, phase("backward")] += 18.0
+    assert findings_of(slow_rank, local) == ()
+
+
+# -- rank0-work ---------------------------------------------------------------------------
+
+
+def every(k: int, ms: float, rank: int = 0, name: str = "host") -> np.ndarray:
+    local = local_ms(4, STEPS)
+    local[rank, k - 1 :: k, phase(name)] += ms
+    return local
+
+
+@pytest.mark.parametrize("k", [2, 5, 10, 25])
+def test_periodic_work_of_one_rank(k: int) -> None:
+    local = every(k, 20.0 * k)
+    (found,) = findings_of(rank0_work, local)
+    assert (found.code, found.ranks, found.phase) == ("rank0-work", (0,), "host")
+    assert found.severity == "critical"
+    assert f"every {k} steps" in text_of(found.evidence)
+    planted = 20.0 * k * (STEPS // k) / (STEPS - 1)  # the first step is never used
+    assert found.ms == pytest.approx(planted, rel=0.03)
+    assert found.would_save_ms == pytest.approx(planted, rel=0.03)
+    assert findings_of(slow_rank, local) == ()
+
+
+def test_the_noise_of_ordinary_steps_is_not_called_jitter_beside_it() -> None:
+    assert findings_of(jitter, every(10, 80.0)) == ()
+
+
+def test_work_in_most_steps_is_a_slow_rank() -> None:
+    local = local_ms(4, STEPS)
+    local[0, np.arange(STEPS) % 4 != 0, phase("host")] += 20.0
+    assert findings_of(rank0_work, local) == ()
+    (found,) = findings_of(slow_rank, local)
+    assert found.ranks == (0,)
+
+
+def test_irregular_work_is_a_slow_rank() -> None:
+    steps = np.cumsum([3, 17, 2, 9, 1, 22, 5, 13, 1, 29, 4, 6])
+    local = local_ms(4, STEPS)
+    local[0, steps, phase("host")] += 200.0
+    assert findings_of(rank0_work, local) == ()
+    assert [f.ranks for f in findings_of(slow_rank, local)] == [(0,)]
+
+
+def test_a_loader_that_runs_dry_every_k_steps_is_a_slow_rank_in_data() -> None:
+    local = every(8, 120.0, rank=3, name="data")
+    assert findings_of(rank0_work, local) == ()
+    (found,) = findings_of(slow_rank, local)
+    assert (found.ranks, found.phase) == ((3,), "data")
+
+
+def test_periodic_work_on_all_ranks_is_nobodys_fault() -> None:
+    local = local_ms(4, STEPS)
+    local[:, 9::10, phase("host")] += 100.0
+    assert findings_of(rank0_work, local) == ()
+    assert findings_of(slow_rank, local) == ()
+
+
+def flagged(local: np.ndarray, steps: slice, flag: StepFlag) -> dict[str, object]:
+    flags = np.zeros(local.shape[:2], np.int64)
+    flags[0, steps] = flag
+    return {"flags": flags}
+
+
+@pytest.mark.parametrize(
+    ("flag", "word"), [(StepFlag.CHECKPOINT, "checkpoint"), (StepFlag.EVALUATION, "evaluation")]
+)
+def test_a_flagged_save_or_evaluation_the_others_wait_for(flag: StepFlag, word: str) -> None:
+    local = local_ms(4, STEPS)
+    steps = slice(19, None, 20)
+    local[0, steps, phase("host")] += 400.0
+    (found,) = findings_of(rank0_work, local, panel_options=flagged(local, steps, flag))
+    assert word in found.title
+    assert found.ranks == (0,)
+    assert found.term is None  # left out of the identity
+    assert found.ms == pytest.approx(20.0, rel=0.05)
+    assert "2.4 s in 6" in text_of(found.evidence)
+
+
+def test_a_checkpoint_that_all_ranks_write_makes_nobody_wait() -> None:
+    local = local_ms(4, STEPS)
+    steps = slice(19, None, 20)
+    local[:, steps, phase("host")] += 400.0
+    options = flagged(local, steps, StepFlag.CHECKPOINT)
+    assert findings_of(rank0_work, local, panel_options=options) == ()
+
+
+def test_a_flag_alone_is_no_finding() -> None:
+    local = local_ms(4, STEPS)
+    options = flagged(local, slice(19, None, 20), StepFlag.CHECKPOINT)
+    assert findings_of(rank0_work, local, panel_options=options) == ()
+
+
+# -- jitter -------------------------------------------------------------------------------
+
+
+def rotating(ms: float, name: str = "forward") -> np.ndarray:
+    local = local_ms(4, STEPS)
+    late = np.random.default_rng(5).integers(0, 4, STEPS)
+    local[late, np.arange(STEPS), phase(name)] += ms
+    return local
+
+
+def test_a_rotating_late_rank() -> None:
+    (found,) = findings_of(jitter, rotating(25.0))
+    assert (found.code, found.severity, found.term) == ("jitter", "critical", "jitter")
+    assert found.phase == "forward"
+    assert found.ranks == ()
+    # The typical rank bears a quarter of it.
+    assert found.ms == pytest.approx(0.75 * 25.0, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ordinary_spread_is_no_jitter(seed: int) -> None:
+    assert findings_of(jitter, local_ms(4, STEPS, seed, noise=0.03)) == ()
+
+
+def test_a_disturbance_of_all_ranks_at_once_is_no_jitter() -> None:
+    local = local_ms(4, STEPS)
+    local[:, ::7, phase("forward")] += 25.0
+    assert findings_of(jitter, local) == ()
+
+
+# -- data-bound ---------------------------------------------------------------------------
+
+
+def starved(ms: float) -> np.ndarray:
+    local = local_ms(4, STEPS)
+    local[:, :, phase("data")] += ms
+    return local
+
+
+def test_all_ranks_waiting_for_data() -> None:
+    (found,) = findings_of(data_bound, starved(15.0))
+    assert (found.code, found.severity, found.term) == ("data-bound", "critical", "data")
+    assert found.ranks == (0, 1, 2, 3)
+    assert found.ms == pytest.approx(15.0, abs=0.3)
+    assert found.would_save_ms == pytest.approx(15.0, abs=0.3)
+
+
+def test_nothing_systemic_is_said_without_a_baseline() -> None:
+    assert findings_of(data_bound, starved(15.0), baseline=False) == ()
+
+
+def test_one_rank_waiting_for_data_is_not_data_bound() -> None:
+    local = local_ms(4, STEPS)
+    local[1, :, phase("data")] += 15.0
+    assert findings_of(data_bound, local) == ()
+
+
+# -- comm-bound ---------------------------------------------------------------------------
+
+LARGE = Traffic(bytes=200e6, collectives=8, site=Location("train.py", 41), site_ms=3.0)
+TINY = Traffic(bytes=40e3, collectives=1)
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_exposed_communication(baseline: bool) -> None:
+    (found,) = findings_of(
+        comm_bound, local_ms(4, STEPS), 14.0, baseline=baseline, case_options={"traffic": LARGE}
+    )
+    assert (found.code, found.severity, found.term) == ("comm-bound", "critical", "transfer")
+    assert found.ms == pytest.approx(14.0, abs=0.3)
+    assert found.would_save_ms == pytest.approx(14.0, abs=0.3)
+    assert found.location == Location("train.py", 41)
+    assert "191 MiB in 8 collectives" in text_of(found.evidence)
+
+
+def test_little_communication_is_fine() -> None:
+    assert findings_of(comm_bound, local_ms(4, STEPS), 0.3) == ()
+
+
+def test_waiting_for_a_slow_rank_is_not_communication() -> None:
+    local = local_ms(4, STEPS)
+    local[2, :, phase("backward")] += 30.0
+    assert findings_of(comm_bound, local) == ()
+
+
+def test_a_rehearsal_that_waits_for_cores_is_only_info() -> None:
+    options = {"traffic": TINY, "rehearsal": True, "cores": 2, "ranks_per_node": 4}
+    (found,) = findings_of(comm_bound, local_ms(4, STEPS), 14.0, case_options=options)
+    assert found.severity == "info"
+    assert "2 cores that 4 ranks share" in text_of(found.evidence)
+
+
+@pytest.mark.parametrize(
+    "options", [{"traffic": TINY}, {"traffic": LARGE, "rehearsal": True}, {"rehearsal": True}]
+)
+def test_otherwise_communication_keeps_its_severity(options: dict[str, object]) -> None:
+    (found,) = findings_of(comm_bound, local_ms(4, STEPS), 14.0, case_options=options)
+    assert found.severity == "critical"
+
+
+# -- short-run, unsupported-topology ------------------------------------------------------
+
+
+def test_few_steady_steps() -> None:
+    (found,) = findings_of(short_run, local_ms(4, 12))
+    assert (found.code, found.severity) == ("short-run", "info")
+    assert "12 steps recorded, 11 of them used; left out: 1 warm-up" in found.evidence
+
+
+def test_enough_steps_are_not_short() -> None:
+    assert findings_of(short_run, local_ms(4, 40)) == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gradient_groups": (2,)}, "groups of 2 of 4 ranks"),
+        ({"gradient_groups": (2, 4)}, "groups of 2 and 4 of 4 ranks"),
+        ({"local_sgd": True}, "local SGD"),
+    ],
+)
+def test_a_topology_that_the_identity_does_not_hold_for(
+    options: dict[str, object], words: str
+) -> None:
+    (found,) = findings_of(unsupported_topology, local_ms(4, 40), case_options=options)
+    assert found.code == "unsupported-topology"
+    assert words in text_of(found.evidence)
+
+
+@pytest.mark.parametrize("groups", [(), (4,), (1, 4)])
+def test_reducing_over_all_ranks_is_supported(groups: tuple[int, ...]) -> None:
+    options = {"gradient_groups": groups}
+    assert findings_of(unsupported_topology, local_ms(4, 40), case_options=options) == ()
+
+
+# -- all of them --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_clean_run_has_no_finding(ranks: int, seed: int) -> None:
+    assert find(Planted(local_ms(ranks, STEPS, seed, noise=0.02)).case()) == ()
+
+
+def test_the_worst_comes_first_and_the_ignored_not_at_all() -> None:
+    local = starved(6.0)
+    local[2, :, phase("backward")] += 30.0
+    case = Planted(local, 3.0).case()
+    assert [f.code for f in find(case)] == ["slow-rank", "data-bound", "comm-bound"]
+    assert [f.severity for f in find(case)] == ["critical", "warning", "info"]
+    assert [f.code for f in find(case, ["slow-rank"])] == ["data-bound", "comm-bound"]
+
+
+@pytest.mark.parametrize(
+    ("share", "level"),
+    [(0.0099, None), (0.01, "info"), (0.05, "warning"), (0.15, "critical"), (-1.0, None)],
+)
+def test_severity_by_share(share: float, level: str | None) -> None:
+    assert severity(share) == level
+
+
+def test_no_detector_needs_an_accounting() -> None:
+    case = replace(Planted(local_ms(4, 12)).case(), accounting=None)
+    assert [f.code for f in find(case)] == ["short-run"]
+
+
+def test_every_speed_code_has_its_page() -> None:
+    root = Path(__file__).parents[2]
+    headings = ("What it means", "How it is seen", "Known limits", "Remedy", "How to silence it")
+    for code in CATALOGUE.values():
+        if code.kind != "speed":
+            continue
+        page = (root / code.docs).read_text("utf-8")
+        assert page.startswith(f"# {code.code}\n")
+        assert [h for h in headings if f"## {h}" not in page] == []
+        assert f"--ignore {code.code}" in page
+
+
+def test_detectors_and_codes_match() -> None:
+    speed = {code.code for code in CATALOGUE.values() if code.kind == "speed"}
+    named = {detector.__name__.replace("_", "-") for detector in DETECTORS}
+    assert named == speed
+
+
+def test_a_case_knows_where_a_rank_is() -> None:
+    case = Planted(local_ms(3, 40)).case()
+    shifted = replace(case, panel=replace(case.panel, ranks=(4, 7, 9)))
+    assert isinstance(shifted, Case)
+    assert shifted.position(7) == 1
