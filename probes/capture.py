@@ -136,6 +136,7 @@ class Capture:
         self.writer.write_rank_json(
             self.facts
             | {
+                "strategy": self._strategy(),
                 "precision": self.facts.get("precision", "unknown") + self._autocast,
                 "world_size": self.config.world_size,
                 "capabilities": self.seams.capabilities | {"forward": self._forward_seen},
@@ -152,6 +153,11 @@ class Capture:
                 "flush_cost_ns": self.writer.flush_cost_ns,
             }
         )
+
+    def _strategy(self) -> str:
+        """ "manual" where the script reduces gradients that no wrapper of torch's does."""
+        strategy: str = self.facts.get("strategy", "none")
+        return "manual" if strategy == "none" and self.tracker.gradient_groups else strategy
 
     def finish(self, ended: str, error: dict[str, Any] | None) -> None:
         self.tracker.armed = False
