@@ -32,6 +32,10 @@ from diag.launch.net import address_towards
 from diag.launch.plan import LaunchPlan
 from diag.launch.signals import HANDLED
 
+# torch exports both without declaring it.
+TCPStore: Any = vars(dist)["TCPStore"]
+PrefixStore: Any = vars(dist)["PrefixStore"]
+
 # From the signal to the ranks, or the first failure, to SIGKILL for those still there. Elastic
 # would wait 30 s, also where LaunchConfig.shutdown_timeout says otherwise.
 GRACE_S = 3
@@ -156,7 +160,7 @@ def agree_on_run_name(plan: LaunchPlan, name: str | None, wait_s: int) -> tuple[
     """
     assert plan.endpoint is not None
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             plan.endpoint.host,
             plan.endpoint.port,
             is_master=plan.node_rank == 0,
@@ -164,7 +168,7 @@ def agree_on_run_name(plan: LaunchPlan, name: str | None, wait_s: int) -> tuple[
             timeout=timedelta(seconds=wait_s),
             multi_tenant=True,  # the rendezvous opens the same port again, in this process
         )
-        keys = dist.PrefixStore(f"diag/{plan.rdzv_id}", store)
+        keys = PrefixStore(f"diag/{plan.rdzv_id}", store)
         if name is not None:
             keys.set("run", name)
         return keys.get("run").decode(), store

@@ -102,8 +102,8 @@ def not_distributed(script: str, world_size: int, error: dict[str, Any] | None) 
         f"{script} was stopped before its first optimizer step"
         f"{f' ({place})' if place else ''}: {world_size} ranks run it, but it distributes "
         f"nothing, so they would train {world_size} copies. It needs these three lines:\n"
-        "    torch.distributed.init_process_group()  # at the start, before the model\n"
-        "    model = torch.nn.parallel.DistributedDataParallel(model)  # once on its device\n"
+        "    torch.distributed.init_process_group()  # at the start\n"
+        "    model = torch.nn.parallel.DistributedDataParallel(model)  # on its device\n"
         "    loader = DataLoader(dataset, sampler=DistributedSampler(dataset), ...)",
         "on GPUs, also torch.cuda.set_device(int(os.environ['LOCAL_RANK'])) at the start; "
         "to run copies on purpose, set DIAG_OFF=1",

@@ -105,13 +105,11 @@ def describe_syntax_error(error: SyntaxError, name: str) -> str:
 
 def _find_module(name: str) -> Path | None:
     """The source file `python -m name` would run; nothing is imported, so no code of it runs."""
-    search: Iterable[str] | None = None
-    spec = None
-    for depth in range(name.count(".") + 1):
-        spec = _spec(".".join(name.split(".")[: depth + 1]), search)
-        if spec is None:
-            break
-        search = spec.submodule_search_locations
+    parts = name.split(".")
+    spec = _spec(parts[0], None)
+    for depth in range(2, len(parts) + 1):
+        search = spec.submodule_search_locations if spec is not None else None
+        spec = _spec(".".join(parts[:depth]), search) if search is not None else None
     if spec is not None and spec.submodule_search_locations is not None:
         spec = _spec(f"{name}.__main__", spec.submodule_search_locations)
         if spec is None:
