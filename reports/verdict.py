@@ -14,12 +14,12 @@ from diag.reports.model import Finding, Term, TermName
 _WELL = 0.9  # efficient enough to say that nothing is wrong
 _RESIDUAL = 0.01  # of the step: past it the terms are not to be trusted
 
-_ON_ALL_RANKS: dict[TermName, str] = {
-    "compute": "forward and backward take {ms} longer on all ranks than at the baseline's pace",
-    "optimizer": "the optimizer step takes {ms} longer on all ranks than at the baseline's pace",
+_LOSES: dict[TermName, str] = {
+    "compute": "on all ranks forward and backward cost {ms} more than at the baseline's pace",
+    "optimizer": "on all ranks the optimizer step costs {ms} more than at the baseline's pace",
     "data": "all ranks wait {ms} longer for data than at the baseline's pace",
-    "copy": "copies to the device take {ms} longer on all ranks than at the baseline's pace",
-    "host": "host code takes {ms} longer on all ranks than at the baseline's pace",
+    "copy": "on all ranks copies to the device cost {ms} more than at the baseline's pace",
+    "host": "on all ranks host code costs {ms} more than at the baseline's pace",
     "straggler": "the slowest rank costs {ms}",
     "jitter": "late ranks, in turn, cost {ms}",
     "serialization": "waiting inside the step costs {ms}",
@@ -125,10 +125,10 @@ def _largest(accounting: Accounting) -> str:
     """Where most of the loss is when no finding names it."""
     known = [t for t in accounting.terms if t.ms is not None and t.term != "residual"]
     largest: Term = max(known, key=lambda t: t.ms or 0.0)
-    step = f.ms(accounting.step_ms)
     if (largest.ms or 0.0) < WARNING * accounting.step_ms:
         return "many small losses, none of them 5% of the step"
-    return f"{_ON_ALL_RANKS[largest.term].format(ms=f.ms(largest.ms))}, of every {step} step"
+    ms = f"{f.ms(largest.ms)} of every {f.ms(accounting.step_ms)} step"
+    return _LOSES[largest.term].format(ms=ms)
 
 
 def _cautions(accounting: Accounting, at: Situation) -> list[str]:
