@@ -4,21 +4,21 @@ Dictionary columns keep one growing table per stream and ship only its new entri
 delta dictionaries), so a call site's name is written once per file.
 
 An IPC message has no checksum of its own, and after a power cut a file may end in zeros that
-decode as rows. Every batch therefore carries as metadata the number of its first row, which
-ties a stream's two files together, and a CRC-32 of that number, its columns and its contents.
+decode as rows. Every batch therefore carries as metadata the numbers of its rows, which tie the
+stream to the journal, and a CRC-32 of those, of its columns and of its contents.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 CRC_KEY = b"crc32"
-FIRST_ROW_KEY = b"first_row"
+ROWS_KEY = b"rows"
 _OVERFLOW = "(others)"
 
 
@@ -60,36 +60,41 @@ class _Codes:
 
 
 class RowEncoder:
-    """Builds one stream's record batches, all of them with the same growing dictionaries."""
+    """Builds one stream's record batches, all of them with the same growing dictionaries.
 
-    def __init__(self, schema: pa.Schema) -> None:
+    `pause` is called after each column; inside a training process it lets go of the interpreter,
+    since a block is long work.
+    """
+
+    def __init__(self, schema: pa.Schema, pause: Callable[[], None] = lambda: None) -> None:
         self._schema = schema
+        self._pause = pause
         self._codes = {f.name: _Codes(f.type) for f in schema if pa.types.is_dictionary(f.type)}
 
     def batch(self, rows: Sequence[tuple[Any, ...]]) -> pa.RecordBatch:
-        """`rows` (at least one) as a batch.
+        """`rows` as a batch, without those that do not fit the schema."""
+        if not rows:
+            return pa.RecordBatch.from_pylist([], schema=self._schema)
+        try:
+            return self._whole(rows)
+        except (ValueError, TypeError, OverflowError):  # pyarrow's are among them
+            return self._whole(self._fitting(rows)) if len(rows) > 1 else self.batch(())
 
-        Raises:
-            ValueError, TypeError (pyarrow's are subclasses): a row does not fit the schema.
-        """
-        arrays = [
-            self._codes[field.name].encode(values)
-            if field.name in self._codes
-            else pa.array(values, field.type)
-            for field, values in zip(self._schema, zip(*rows, strict=True), strict=True)
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+    def _fitting(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The rows that fit, found by halving: one bad row among thousands costs little."""
+        try:
+            self._whole(rows)
+            return list(rows)
+        except (ValueError, TypeError, OverflowError):
+            middle = len(rows) // 2
+            return self._fitting(rows[:middle]) + self._fitting(rows[middle:]) if middle else []
 
-    def merge(self, batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-        """Several batches of this encoder as one."""
+    def _whole(self, rows: Sequence[tuple[Any, ...]]) -> pa.RecordBatch:
         arrays = []
-        for position, field in enumerate(self._schema):
-            columns = [b.column(position) for b in batches]
-            if field.name in self._codes:
-                indices = pa.concat_arrays([c.indices for c in columns])
-                arrays.append(self._codes[field.name].name(indices))
-            else:
-                arrays.append(pa.concat_arrays(columns))
+        for field, values in zip(self._schema, zip(*rows, strict=True), strict=True):
+            codes = self._codes.get(field.name)
+            arrays.append(pa.array(values, field.type) if codes is None else codes.encode(values))
+            self._pause()
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
 
@@ -104,9 +109,14 @@ class MessageEncoder:
         self._sink = io.BytesIO()
         self._writer = pa.ipc.new_stream(self._sink, schema, options=options)
 
-    def encode(self, batch: pa.RecordBatch, first_row: int) -> bytes:
-        """The messages that append `batch`; the first call's begin with the schema."""
-        self._writer.write_batch(batch, _metadata(batch, first_row))
+    def encode(self, batch: pa.RecordBatch, first_row: int, next_row: int) -> bytes:
+        """The messages that append `batch`; the first call's begin with the schema.
+
+        `batch` stands for the rows from number `first_row` up to `next_row`, exclusive.
+        """
+        rows = (first_row, next_row)
+        notes = {ROWS_KEY: b"%d %d" % rows, CRC_KEY: b"%d" % checksum(batch, rows)}
+        self._writer.write_batch(batch, notes)
         return self._drain()
 
     def finish(self) -> bytes:
@@ -126,14 +136,10 @@ def best_compression() -> str | None:
     return next((c for c in ("zstd", "lz4") if pa.Codec.is_available(c)), None)
 
 
-def _metadata(batch: pa.RecordBatch, first_row: int) -> dict[bytes, bytes]:
-    return {CRC_KEY: b"%d" % checksum(batch, first_row), FIRST_ROW_KEY: b"%d" % first_row}
-
-
-def checksum(batch: pa.RecordBatch, first_row: int) -> int:
+def checksum(batch: pa.RecordBatch, rows: tuple[int, int]) -> int:
     """CRC-32 of a batch's columns and values; the same before writing and after reading."""
     columns = " ".join(f"{field.name}:{_type_name(field.type)}" for field in batch.schema)
-    value = zlib.crc32(f"{first_row} {len(batch)} {columns}".encode())
+    value = zlib.crc32(f"{rows} {len(batch)} {columns}".encode())
     for column in batch.columns:
         value = _array_checksum(column, value)
     return value

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from diag.errors import RecordError
 from diag.record.atomic import read_json_object
 from diag.record.liveness import is_running
-from diag.record.schema import SCHEMA_MAJOR, SCHEMA_MINOR, STREAMS
+from diag.record.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 from diag.record.store import RANK_JSON, RunDir
-from diag.record.streamreader import StreamRead, read_stream
+from diag.record.streamreader import StreamsRead, read_streams
 
 _RANK_DIRECTORY = re.compile(r"(\d{5,9})-(\d{1,9})")
 
@@ -181,13 +181,11 @@ def _read_rank(
     rank: int, restart: int, directory: Path, notes: _Notes, running: bool
 ) -> RankRecord:
     facts, facts_problem = _rank_facts(directory)
-    streams = {name: read_stream(directory, name) for name in STREAMS}
-    tables = {name: stream.table for name, stream in streams.items()}
-    closed = all(stream.closed for stream in streams.values())
+    streams = read_streams(directory)
     notes.add(rank, facts_problem)
-    notes.add(rank, _stream_problems(streams, closed, running))
-    notes.add(rank, _event_clauses(tables["events"], facts))
-    return RankRecord(rank, restart, directory, facts, **tables, closed=closed)
+    notes.add(rank, _stream_problems(streams, running))
+    notes.add(rank, _event_clauses(streams.tables["events"], facts))
+    return RankRecord(rank, restart, directory, facts, **streams.tables, closed=streams.closed)
 
 
 def _rank_facts(directory: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -201,11 +199,11 @@ def _rank_facts(directory: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return facts, ()
 
 
-def _stream_problems(streams: Mapping[str, StreamRead], closed: bool, running: bool) -> list[str]:
-    problems = [p for stream in streams.values() for p in stream.problems]
-    if not closed and not running:
-        problems.append("was ended before it closed its record; its last second may be missing")
-    return problems
+def _stream_problems(streams: StreamsRead, running: bool) -> tuple[str, ...]:
+    if streams.closed or running:
+        return streams.problems
+    ended = "was ended before it closed its record; its last second may be missing"
+    return (*streams.problems, ended)
 
 
 def _event_clauses(events: pa.Table, facts: Mapping[str, Any]) -> list[str]:

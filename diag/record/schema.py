@@ -8,8 +8,8 @@ A run is one directory; each rank appends to files of its own below it::
             rank.json                     the rank's facts, rewritten whole
             heartbeat                     one small memory-mapped page
             steps.arrows … events.arrows  Arrow IPC streams, append-only, compressed blocks
-            steps.tail.arrows …           the same for the rows since the last block; gone
-                                          once the rank has closed its record
+            tail.jsonl                    the rows since the last blocks, as lines of JSON;
+                                          gone once the rank has closed its record
         logs/                             every rank's output
         anchors are rows of events: kind "anchor", detail {"monotonic_ns", "realtime_ns"}
 

@@ -1,7 +1,7 @@
 """The recorder inside a training process: cheap appends, flushed twice a second by a thread.
 
-The training thread only ever calls `list.append`. All else (columns, encoding, writing)
-happens on one daemon thread whose cost is measured. No failure here reaches the training:
+The training thread only ever calls `list.append`. All else (encoding, writing) happens on one
+daemon thread whose cost is measured. No failure here reaches the training:
 it is counted in `failures`, written into the record when possible, and training goes on.
 """
 
@@ -21,17 +21,33 @@ from typing import Any
 from diag.errors import DiagError
 from diag.record.atomic import write_json_atomic
 from diag.record.cap import Cap
+from diag.record.rankfiles import RankFiles
 from diag.record.schema import SCHEMA_MAJOR, SCHEMA_MINOR, STREAMS
 from diag.record.store import RANK_JSON
-from diag.record.streamwriter import StreamWriter
 
 Row = tuple[Any, ...]
 SCHEMA_VERSION = {"major": SCHEMA_MAJOR, "minor": SCHEMA_MINOR}
 MAX_BYTES = 256 * 2**20
 FLUSH_INTERVAL_S = 0.5
 _LOCK_TIMEOUT_S = 5.0
-# Steps come last: a step on disk has its collectives on disk, whatever kills the process.
-_WRITE_ORDER = ("collectives", "gauges", "events", "steps")
+_TAKE_ORDER = ("steps", "collectives", "gauges", "events")
+
+
+class _Queue:
+    """Rows on their way from any thread to the flushing one."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+        self.append: Callable[[Row], None] = self._rows.append
+
+    def take(self) -> list[Row]:
+        """Remove and return the rows appended so far."""
+        # Copy, then delete what was copied: each is atomic, later appends land behind it, and
+        # the list stays the same object, so that a bound `append` may be kept by the caller.
+        count = len(self._rows)
+        taken = self._rows[:count]
+        del self._rows[:count]
+        return taken
 
 
 class RankWriter:
@@ -73,23 +89,24 @@ class RankWriter:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._inert = False
-        self._streams = _open_streams(directory)
-        self.append_step = self._streams["steps"].append
-        self.append_collective = self._streams["collectives"].append
-        self.append_gauge = self._streams["gauges"].append
-        self.append_event = self._streams["events"].append
+        self._files = _open_files(directory)
+        self._queues = {name: _Queue() for name in STREAMS}
+        self.append_step = self._queues["steps"].append
+        self.append_collective = self._queues["collectives"].append
+        self.append_gauge = self._queues["gauges"].append
+        self.append_event = self._queues["events"].append
         _living.add(self)
         atexit.register(self.close)
 
     @property
     def bytes_written(self) -> int:
-        """On disk now, all streams."""
-        return sum(stream.size for stream in self._streams.values())
+        """On disk now, all files but rank.json."""
+        return self._files.size
 
     @property
     def lost_rows(self) -> int:
         """Rows that will never be in the record."""
-        return self._cap.dropped + sum(stream.refused for stream in self._streams.values())
+        return self._cap.dropped + self._files.refused
 
     @property
     def rolled_up_from(self) -> int | None:
@@ -124,7 +141,7 @@ class RankWriter:
         try:
             if not self._closed:
                 self._measured_flush()
-                self._finish()
+                self._contained(self._files.finish)
         finally:
             self._closed = True
             self._lock.release()
@@ -160,20 +177,12 @@ class RankWriter:
         return self.failures == failures
 
     def _flush_all(self) -> None:
-        # Steps are taken first and written last; see _WRITE_ORDER.
-        taken = {"steps": self._streams["steps"].take()}
-        taken["collectives"] = self._streams["collectives"].take()
         self.append_event(_anchor())
         self._report_failures()
-        for name in ("gauges", "events"):
-            taken[name] = self._streams[name].take()
-        kept = self._cap.apply(self.bytes_written, taken)
-        for name in _WRITE_ORDER:
-            self._contained(partial(self._streams[name].write, kept[name]))
-
-    def _finish(self) -> None:
-        for name in _WRITE_ORDER:
-            self._contained(self._streams[name].finish)
+        # Steps first: what belongs to a step was appended before it, and is taken after it.
+        taken = {name: self._queues[name].take() for name in _TAKE_ORDER}
+        kept = self._cap.apply(self._files.size, taken)
+        self._contained(partial(self._files.write, kept))
 
     def _contained(self, action: Callable[[], None]) -> None:
         try:
@@ -203,15 +212,15 @@ class RankWriter:
         self._thread = None
         self.append_step = self.append_collective = _discard
         self.append_gauge = self.append_event = _discard
-        for stream in self._streams.values():
-            stream.discard()
-            stream.close()
+        for queue in self._queues.values():
+            queue.take()
+        self._files.close()
 
 
-def _open_streams(directory: Path) -> dict[str, StreamWriter]:
+def _open_files(directory: Path) -> RankFiles:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return {name: StreamWriter(directory, name) for name in STREAMS}
+        return RankFiles(directory)
     except OSError as error:
         raise DiagError(
             "record-not-writable", f"cannot record into {directory}: {error.strerror or error}"

@@ -14,9 +14,9 @@ import resource
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from diag.record.schema import STREAMS
-from diag.record.streamreader import read_stream
+from diag.record.streamreader import read_streams
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -41,22 +41,27 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def rows_in(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    return {name: t.to_pylist() for name, t in read_streams(directory).tables.items()}
+
+
 def main(directory: Path, seed: int, count: int) -> None:
     rng = random.Random(seed)
-    written = {name: read_stream(directory, name).table.to_pylist() for name in STREAMS}
+    written = rows_in(directory)
     copy = directory.with_name("damaged")
     shutil.copytree(directory, copy)
-    files = sorted(p for p in directory.iterdir() if p.suffix == ".arrows" and p.stat().st_size)
+    names = ("*.arrows", "tail.jsonl")
+    files = sorted(p for name in names for p in directory.glob(name) if p.stat().st_size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     shorter = 0
     for _ in range(count):
         victim = rng.choice(files)
         (copy / victim.name).write_bytes(damaged(victim.read_bytes(), rng))
-        name = victim.name.split(".")[0]
-        rows = read_stream(copy, name).table.to_pylist()
-        known = iter(written[name])
-        assert all(row in known for row in rows), f"seed {seed}: {victim.name} gave a false row"
-        shorter += len(rows) < len(written[name])
+        found = rows_in(copy)
+        for name, rows in found.items():
+            known = iter(written[name])
+            assert all(row in known for row in rows), f"seed {seed}: {victim.name}: a false row"
+        shorter += any(len(found[name]) < len(rows) for name, rows in written.items())
         shutil.copy(victim, copy / victim.name)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(json.dumps({"reads": count, "shorter": shorter, "grown_mib": grown}))

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from diag.record.atomic import write_json_atomic
 from diag.record.encode import MessageEncoder, RowEncoder, best_compression
+from diag.record.rankfiles import block_path
 from diag.record.schema import PHASES, SCHEMA_MAJOR, SCHEMA_MINOR, STREAMS
 from diag.record.store import RANK_JSON, RunDir
-from diag.record.streamwriter import block_path
 
 I64 = npt.NDArray[np.int64]
 Row = tuple[Any, ...]
@@ -107,16 +107,18 @@ def write_stream(directory: Path, name: str, batch: pa.RecordBatch) -> None:
     parts = []
     for first in range(0, len(batch), _BLOCK_ROWS):
         # A slice shares its buffers with the whole; a checksum needs its own.
-        block = batch.take(pa.array(np.arange(first, min(first + _BLOCK_ROWS, len(batch)))))
-        parts.append(encoder.encode(block, first))
+        following = min(first + _BLOCK_ROWS, len(batch))
+        block = batch.take(pa.array(np.arange(first, following)))
+        parts.append(encoder.encode(block, first, following))
     block_path(directory, name).write_bytes(b"".join([*parts, encoder.finish()]))
 
 
 def write_rows(directory: Path, name: str, rows: Sequence[Row]) -> None:
     """The same from rows."""
     schema = STREAMS[name]
-    empty = pa.RecordBatch.from_pylist([], schema=schema)
-    write_stream(directory, name, RowEncoder(schema).batch(rows) if rows else empty)
+    batch = RowEncoder(schema).batch(rows)
+    assert len(batch) == len(rows), f"rows do not fit the schema of {name}"
+    write_stream(directory, name, batch)
 
 
 def _pick(value: npt.ArrayLike | None, shape: tuple[int, int], rank: int) -> I64 | None:

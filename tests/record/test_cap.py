@@ -55,7 +55,7 @@ def record(directory: Path, steps: int, max_bytes: int) -> RankWriter:
 def test_past_three_quarters_of_the_limit_collectives_are_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diag.record.streamwriter._BLOCK_ROWS", 50)
+    monkeypatch.setattr("diag.record.rankfiles._BLOCK_ROWS", 400)
     writer = record(RunDir(tmp_path).rank_dir(0), 300, 100_000)
     first = writer.rolled_up_from
     assert first is not None

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def test_a_newer_minor_is_read_and_its_new_column_ignored(run_path: Path) -> Non
     batch = pa.RecordBatch.from_pylist([{"time_ns": 5, "novelty": 6}], schema=wider)
     encoder = MessageEncoder(wider)
     (run_path / "ranks" / "00000-0" / "gauges.arrows").write_bytes(
-        encoder.encode(batch, 0) + encoder.finish()
+        encoder.encode(batch, 0, 1) + encoder.finish()
     )
     run = read_run(run_path)
     assert run.lost == ()
@@ -135,7 +136,7 @@ def test_an_older_minor_is_read_and_its_missing_column_is_null(run_path: Path) -
     batch = pa.RecordBatch.from_pylist([{"index": 0, "start_ns": 1, "end_ns": 2}], schema=narrow)
     encoder = MessageEncoder(narrow)
     (run_path / "ranks" / "00000-0" / "steps.arrows").write_bytes(
-        encoder.encode(batch, 0) + encoder.finish()
+        encoder.encode(batch, 0, 1) + encoder.finish()
     )
     steps = read_run(run_path).ranks[0].steps
     assert steps.schema.equals(schema.STEPS)
@@ -235,23 +236,53 @@ def test_what_the_rank_noted_as_failed_is_said(tmp_path: Path) -> None:
     )
 
 
-def test_a_gap_between_block_and_tail_is_counted(tmp_path: Path) -> None:
+def test_a_gap_between_blocks_and_journal_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = RunDir(tmp_path).rank_dir(0)
+    monkeypatch.setattr("diag.record.rankfiles._BLOCK_ROWS", 8)
     writer = RankWriter(directory)
     for index in range(8):
         writer.append_step(step_row(index))
-        writer.flush()
-    writer._streams["steps"]._compact(1, 0.0)
-    for index in range(8, 12):
-        writer.append_step(step_row(index))
-        writer.flush()
+    writer.flush()
+    writer.append_step(step_row(8))
+    writer.flush()
     block = directory / "steps.arrows"
     block.write_bytes(block.read_bytes()[:-1])
     run = read_run(tmp_path)
-    assert run.ranks[0].steps["index"].to_pylist() == [8, 9, 10, 11]
+    assert run.ranks[0].steps["index"].to_pylist() == [8]
     assert "rank 0: 8 rows are missing in the middle of its steps" in run.lost
     assert "rank 0: the end of its steps is damaged and was skipped" in run.lost
     writer.close()
+
+
+def journal_line(content: Any) -> bytes:
+    text = json.dumps(content).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def test_a_journal_of_another_minor_is_read_by_its_columns_names(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path).rank_dir(0)
+    directory.mkdir(parents=True)
+    columns = {"steps": ["novelty", "end_ns", "index"], "novelties": ["a"]}
+    (directory / "tail.jsonl").write_bytes(
+        journal_line({"columns": columns})
+        + journal_line({"steps": [0, [["x", 9, 0], ["y", 19, 1]]], "novelties": [0, [[1]]]})
+    )
+    steps = read_run(tmp_path).ranks[0].steps
+    assert steps["index"].to_pylist() == [0, 1]
+    assert steps["end_ns"].to_pylist() == [9, 19]
+    assert steps["start_ns"].to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize("content", [{}, {"columns": 5}, {"columns": {"steps": 7}}, {"steps": 1}])
+def test_a_journal_of_another_make_is_skipped(tmp_path: Path, content: Any) -> None:
+    directory = RunDir(tmp_path).rank_dir(0)
+    directory.mkdir(parents=True)
+    (directory / "tail.jsonl").write_bytes(journal_line(content) * 2)
+    run = read_run(tmp_path)
+    assert run.ranks[0].steps.num_rows == 0
+    assert "rank 0: the end of its journal is damaged and was skipped" in run.lost
 
 
 # -- still running? ---------------------------------------------------------------------------

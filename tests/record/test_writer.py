@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diag.errors import DiagError
 from diag.record.reader import read_run
 from diag.record.store import RunDir
-from diag.record.streamreader import read_stream
-from diag.record.streamwriter import StreamWriter
+from diag.record.streamreader import read_streams
 from diag.record.writer import RankWriter
 from helpers.rows import collective_row, event_row, gauge_row, step_row
 
@@ -29,7 +29,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def rows_of(directory: Path, name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_stream(directory, name).table.to_pylist()
+    rows: list[dict[str, Any]] = read_streams(directory).tables[name].to_pylist()
     return rows
 
 
@@ -124,35 +124,67 @@ def test_appends_from_many_threads_during_flushes_lose_nothing(tmp_path: Path) -
     assert seqs == list(range(4 * per_thread))
 
 
-def test_blocks_replace_the_tail_and_hold_the_same_rows(
+def test_blocks_replace_the_journal_and_hold_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diag.record.streamwriter._BLOCK_ROWS", 50)
+    monkeypatch.setattr("diag.record.rankfiles._BLOCK_ROWS", 50)
     writer = RankWriter(tmp_path)
+    journal = tmp_path / "tail.jsonl"
+    sizes = []
     for index in range(130):
         writer.append_step(step_row(index))
         if index % 10 == 9:
             writer.flush()
-    tail = tmp_path / "steps.tail.arrows"
-    assert 0 < tail.stat().st_size < 12_000
-    assert [row["index"] for row in rows_of(tmp_path, "steps")] == list(range(130))
+            sizes.append(journal.stat().st_size)
+            assert [row["index"] for row in rows_of(tmp_path, "steps")] == list(range(index + 1))
+    assert min(sizes) == 0  # emptied
+    assert max(sizes) < 8_000
+    assert (tmp_path / "steps.arrows").stat().st_size > 1_000
     writer.close()
-    assert not tail.exists()
-    read = read_stream(tmp_path, "steps")
-    assert read.closed
-    assert read.table["index"].to_pylist() == list(range(130))
+    assert not journal.exists()
+    read = read_streams(tmp_path)
+    assert (read.closed, read.problems) == (True, ())
+    assert read.tables["steps"]["index"].to_pylist() == list(range(130))
 
 
-def test_a_tail_left_behind_after_its_block_was_written_is_not_read_twice(tmp_path: Path) -> None:
+def test_blocks_are_written_after_a_while_however_few_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RankWriter(tmp_path)
+    writer.append_step(step_row(0))
+    writer.flush()
+    assert (tmp_path / "steps.arrows").stat().st_size == 0
+    monkeypatch.setattr("diag.record.rankfiles._BLOCK_AGE_S", 0.0)
+    writer.flush()
+    assert (tmp_path / "steps.arrows").stat().st_size > 0
+    assert [row["index"] for row in rows_of(tmp_path, "steps")] == [0]
+    writer.close()
+
+
+def test_a_journal_left_behind_after_its_blocks_were_written_is_not_read_twice(
+    tmp_path: Path,
+) -> None:
     writer = RankWriter(tmp_path)
     for index in range(20):
         writer.append_step(step_row(index))
     writer.flush()
-    tail = tmp_path / "steps.tail.arrows"
-    kept = tail.read_bytes()
+    journal = tmp_path / "tail.jsonl"
+    kept = journal.read_bytes()
     writer.close()
-    tail.write_bytes(kept)  # as if the process had died between the two writes
+    journal.write_bytes(kept)  # as if the process had died between the two writes
     assert [row["index"] for row in rows_of(tmp_path, "steps")] == list(range(20))
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    writer = RankWriter(tmp_path)
+    writer.append_step(tuple(None if v is None else np.int64(v) for v in step_row(3)))
+    writer.append_gauge((5, 0, 0, 1, 1, np.float32(0.5), float("nan"), None, None, None, 5, 6))
+    writer.flush()
+    live = rows_of(tmp_path, "steps"), rows_of(tmp_path, "gauges")[0]["gpu_utilisation"]
+    writer.close()
+    assert live == (rows_of(tmp_path, "steps"), 0.5)
+    assert [tuple(row.values()) for row in live[0]] == [step_row(3)]
+    assert writer.failures == 0
 
 
 def test_the_thread_flushes_by_itself(tmp_path: Path) -> None:
@@ -256,7 +288,7 @@ class FullDisk:
 def test_a_disk_that_was_full_for_a_while_costs_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    monkeypatch.setattr("diag.record.streamwriter._BLOCK_ROWS", 40)
+    monkeypatch.setattr("diag.record.rankfiles._BLOCK_ROWS", 40)
     writer = RankWriter(tmp_path)
     disk = FullDisk(monkeypatch, room)
     for index in range(100):
@@ -313,26 +345,47 @@ def test_a_record_deleted_under_it_is_counted_and_training_goes_on(tmp_path: Pat
     writer.close()
 
 
-def test_a_row_that_does_not_fit_is_counted_and_later_rows_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [(1, "two"), (), 5 * ("x",), [[1]], object(), 2**80])
+def test_a_row_that_does_not_fit_is_counted_and_the_others_are_kept(
+    tmp_path: Path, bad: Any
+) -> None:
+    writer = RankWriter(tmp_path)
+    for index in range(40):
+        writer.append_step(step_row(index))
+        if index == 17:
+            row = bad if isinstance(bad, (tuple, list)) else (bad, *step_row(0)[1:])
+            writer.append_step(row)
+    writer.flush()
+    assert [row["index"] for row in rows_of(tmp_path, "steps")] == list(range(40))
+    writer.close()
+    assert (writer.failures, writer.lost_rows) == (1, 1)
+    assert "1 rows did not fit" in writer.last_failure
+    read = read_streams(tmp_path)
+    assert read.tables["steps"]["index"].to_pylist() == list(range(40))
+    assert (read.problems, read.closed) == ((), True)
+
+
+def test_a_failure_is_reported_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diag.record.rankfiles._BLOCK_ROWS", 1)
     writer = RankWriter(tmp_path)
     writer.append_step((1, "two"))
     assert writer.flush() is False
-    assert (writer.failures, writer.lost_rows) == (1, 1)
-    writer.append_step(step_row(1))
+    assert writer.flush() is True
     writer.close()
-    assert [row["index"] for row in rows_of(tmp_path, "steps")] == [1]
-    assert of_kind(tmp_path, "probe_failure")[-1]["count"] == 1
+    (reported,) = of_kind(tmp_path, "probe_failure")
+    assert (reported["where"], reported["count"], reported["lost_rows"]) == ("record", 1, 1)
 
 
 def test_a_name_that_is_no_text_does_not_spoil_its_column(tmp_path: Path) -> None:
     writer = RankWriter(tmp_path)
-    writer.append_collective(collective_row(0, 0, site="new.py:1"))
-    writer.append_collective(collective_row(0, 1, site=12))
-    assert writer.flush() is False
-    writer.append_collective(collective_row(0, 2, site="new.py:1"))
-    writer.append_collective(collective_row(0, 3, site="new.py:2"))
+    for seq, site in enumerate(["new.py:1", 12, "new.py:1", "new.py:2"]):
+        writer.append_collective(collective_row(0, seq, site=site))
     writer.close()
-    assert [row["site"] for row in rows_of(tmp_path, "collectives")] == ["new.py:1", "new.py:2"]
+    sites = [row["site"] for row in rows_of(tmp_path, "collectives")]
+    assert sites == ["new.py:1", "new.py:1", "new.py:2"]
+    assert writer.lost_rows == 1
 
 
 def test_in_a_forked_child_it_is_inert(tmp_path: Path) -> None:
@@ -351,8 +404,8 @@ def test_in_a_forked_child_it_is_inert(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     writer.append_step(step_row(1))
     writer.close()
-    read = read_stream(tmp_path, "steps")
-    assert read.table["index"].to_pylist() == [0, 1]
+    read = read_streams(tmp_path)
+    assert read.tables["steps"]["index"].to_pylist() == [0, 1]
     assert read.problems == ()
     assert not (tmp_path / "rank.json").exists()
 
@@ -403,24 +456,26 @@ def test_a_process_that_forgets_to_close_still_closes(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         timeout=60,
     )
-    read = read_stream(tmp_path / "rank", "steps")
+    read = read_streams(tmp_path / "rank")
     assert read.closed
-    assert read.table.num_rows == 3
+    assert read.tables["steps"].num_rows == 3
 
 
-def test_an_unfinished_block_is_completed_before_the_tail_is_dropped(
+def test_an_unfinished_block_is_completed_before_the_journal_is_emptied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills while a block is written: the tail must stay until the block is whole."""
-    stream = StreamWriter(tmp_path, "steps")
-    stream.write([step_row(i) for i in range(100)])
-    disk = FullDisk(monkeypatch, 50)
-    monkeypatch.setattr("diag.record.streamwriter._BLOCK_ROWS", 1)
-    with pytest.raises(OSError, match="No space"):
-        stream.write([])
-    assert (tmp_path / "steps.arrows").stat().st_size == 50
+    writer = RankWriter(tmp_path)
+    for index in range(100):
+        writer.append_step(step_row(index))
+    writer.flush()
+    monkeypatch.setattr("diag.record.rankfiles._BLOCK_AGE_S", 0.0)
+    disk = FullDisk(monkeypatch, 2_500)  # enough for the journal, not for all blocks
+    assert writer.flush() is False
+    assert (tmp_path / "tail.jsonl").stat().st_size > 0
     assert [row["index"] for row in rows_of(tmp_path, "steps")] == list(range(100))
     disk.room = 2**30
-    stream.write([step_row(100)])
-    stream.finish()
+    writer.append_step(step_row(100))
+    writer.flush()
+    assert (tmp_path / "tail.jsonl").stat().st_size == 0
+    writer.close()
     assert [row["index"] for row in rows_of(tmp_path, "steps")] == list(range(101))
