@@ -1,0 +1,141 @@
+"""The verdict's sentences, literally."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from diag.reports.accounting import Accounting
+from diag.reports.findings.case import finding
+from diag.reports.model import Estimate, Finding, Term, TermName
+from diag.reports.verdict import Situation, verdict
+from helpers.cases import Planted, local_ms
+
+AT = Situation(world_size=4, rehearsal=False, num_steps=120, steps_used=119)
+SLOW = finding(
+    "slow-rank", "critical", "Rank 2 is slow in backward", [], "",
+    ms=18.2, term="straggler", ranks=(2,), phase="backward", would_save_ms=17.3,
+)  # fmt: skip
+
+
+def accounting(**changes: object) -> Accounting:
+    """60 ms ideal, 87 ms measured, on 4 ranks against 1."""
+    base = Planted(local_ms(4, 40)).case().accounting
+    assert base is not None
+    numbers = {
+        "step_ms": 87.0,
+        "ideal_ms": 60.0,
+        "speedup": Estimate(4 * 60 / 87),
+        "efficiency": Estimate(60 / 87),
+        "terms": with_terms(base.terms, {"straggler": 18.2, "compute": 6.1, "transfer": 2.7}),
+    }
+    return replace(base, **{**numbers, **changes})
+
+
+def with_terms(terms: tuple[Term, ...], ms: dict[TermName, float]) -> tuple[Term, ...]:
+    return tuple(replace(t, ms=ms.get(t.term, 0.0), share=0.0) for t in terms)
+
+
+def test_a_cause_with_its_cost_and_what_a_cure_gives() -> None:
+    assert verdict(accounting(), [SLOW], AT) == (
+        "2.8x on 4 ranks (69% efficient): rank 2 is slow in backward and costs 18.2 ms of every "
+        "87.0 ms step; without it 3.4x."
+    )
+
+
+def test_several_slow_ranks() -> None:
+    slow = replace(SLOW, title="Ranks 1 and 2 are slow in backward", ranks=(1, 2))
+    assert verdict(accounting(), [slow], AT) == (
+        "2.8x on 4 ranks (69% efficient): ranks 1 and 2 are slow in backward and cost 18.2 ms of "
+        "every 87.0 ms step; without them 3.4x."
+    )
+
+
+def test_an_estimate_is_a_bound_everywhere() -> None:
+    assert verdict(accounting(kind="estimated"), [SLOW], AT) == (
+        "No baseline: at most 2.8x on 4 ranks (at most 69% efficient): rank 2 is slow in backward "
+        "and costs 18.2 ms of every 87.0 ms step; without it at most 3.4x."
+    )
+    assert verdict(accounting(kind="estimated"), [], AT) == (
+        "No baseline: at most 2.8x on 4 ranks (at most 69% efficient): no rank holds the others "
+        "up; what all ranks lose alike is unknown without a baseline."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"speedup": Estimate(3.88), "efficiency": Estimate(0.97)},
+            "Nothing wrong: 3.9x on 4 ranks (97% efficient).",
+        ),
+        (
+            {"speedup": Estimate(4.6), "efficiency": Estimate(1.15)},
+            "Nothing wrong: 4.6x on 4 ranks (115% efficient), better than linear.",
+        ),
+        (
+            {"speedup": Estimate(1.9), "efficiency": Estimate(0.95), "baseline_world_size": 2},
+            "Nothing wrong: 1.90x from 2 to 4 ranks (95% efficient).",
+        ),
+    ],
+)
+def test_nothing_wrong_is_a_result(changes: dict[str, object], text: str) -> None:
+    assert verdict(accounting(**changes), [], AT) == text
+
+
+def test_info_alone_is_not_something_wrong() -> None:
+    well = {"speedup": Estimate(3.88), "efficiency": Estimate(0.97)}
+    info = replace(SLOW, severity="info", ms=1.0)
+    assert verdict(accounting(**well), [info], AT).startswith("Nothing wrong: ")
+
+
+def test_a_loss_without_a_finding_is_named_by_its_term() -> None:
+    base = accounting()
+    compute = replace(base, terms=with_terms(base.terms, {"compute": 20.0, "transfer": 7.0}))
+    assert verdict(compute, [], AT) == (
+        "2.8x on 4 ranks (69% efficient): on all ranks forward and backward cost 20.0 ms of every "
+        "87.0 ms step more than at the baseline's pace."
+    )
+    many = replace(base, terms=with_terms(base.terms, {"compute": 4.0, "transfer": 4.0}))
+    assert "many small losses, none of them 5% of the step" in verdict(many, [], AT)
+
+
+def test_what_is_outside_the_step_is_said_to_be() -> None:
+    saving: Finding = replace(
+        SLOW, code="rank0-work", term=None, ms=31.9,
+        title="The others wait while rank 0 is busy with a checkpoint",
+    )  # fmt: skip
+    assert verdict(accounting(), [saving], AT) == (
+        "2.8x on 4 ranks (69% efficient) in steady steps; besides, the others wait while rank 0 "
+        "is busy with a checkpoint, 31.9 ms a step over the whole run."
+    )
+
+
+def test_doubts_are_said_aloud() -> None:
+    base = accounting()
+    off = replace(base, terms=with_terms(base.terms, {"residual": 2.6, "straggler": 18.2}))
+    assert verdict(off, [SLOW], AT).endswith("Caution: 3% of the step is not accounted for.")
+    brief = replace(AT, steps_used=12)
+    assert verdict(base, [], brief) == (
+        "2.8x on 4 ranks (69% efficient), from 12 steady steps: too few to judge by."
+    )
+
+
+def test_a_rehearsal_is_called_one() -> None:
+    text = verdict(accounting(), [SLOW], replace(AT, rehearsal=True))
+    assert text.startswith("2.8x on 4 CPU ranks")
+    assert text.endswith("A rehearsal on CPU: these are not a GPU's numbers.")
+
+
+@pytest.mark.parametrize(
+    ("at", "start"),
+    [
+        (replace(AT, num_steps=0, steps_used=0), "No optimizer step was recorded on every rank"),
+        (replace(AT, num_steps=3, steps_used=0), "Too short to judge: 3 steps recorded, none"),
+        (replace(AT, unsupported=True), "Gradients are not reduced over all ranks in each step"),
+        (replace(AT, unsupported=True, speedup=3.5), "3.5x on 4 ranks. Gradients are not reduced"),
+    ],
+)
+def test_without_numbers(at: Situation, start: str) -> None:
+    assert verdict(None, [], at).startswith(start)
