@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -48,10 +48,15 @@ def test_judging_and_planning_import_no_torch(code: str) -> None:
 def test_help_answers_at_once() -> None:
     command = [sys.executable, "-m", "diag", "--help"]
     seconds = []
-    for _ in range(5):  # the best of a few: the machine may be busy
-        start = time.perf_counter()
+    for _ in range(5):  # processor time, and the best of a few: the machine may be busy
+        before = _children_cpu_s()
         result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_children_cpu_s() - before)
     for name in ("run", "scaling-report", "runs", "doctor"):
         assert f"\n  {name} " in result.stdout
     assert min(seconds) <= 0.3
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -29,10 +29,14 @@ def run(options: RunOptions) -> int:
         DiagError: bad input, or a failure of diag itself; nothing recorded is lost.
     """
     from diag.launch.launcher import launch
+    from diag.launch.signals import Interrupted
 
     if options.target.startswith("-"):
         raise UsageError("no-such-option", f"{options.target} is neither an option nor a script")
-    result = launch(options, say)
+    try:
+        result = launch(options, say)
+    except Interrupted as stop:  # before there was anything to record
+        return 128 + stop.number
     if result.failure is not None:
         _report_failure(result, result.failure, options)
     elif result.ended_by == "signal":
@@ -56,6 +60,8 @@ def closing_lines(result: RunResult, runs_dir: Path) -> tuple[str, ...]:
     ranks = "1 rank" if world == 1 else f"{world} ranks"
     if not result.probes:
         return (f"probes were off: only the ranks' output is kept, in {result.run.logs}",)
+    if not result.recorded:
+        return (f"no rank imported torch, so only output is kept, in {result.run.logs}",)
     recorded = f"recorded {ranks} in {result.run.path}"
     if result.plan.node_rank > 0:
         return (recorded,)

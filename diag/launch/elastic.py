@@ -30,7 +30,7 @@ from diag.launch.failure import port_in_use
 from diag.launch.logs import RankLogs
 from diag.launch.net import address_towards
 from diag.launch.plan import LaunchPlan
-from diag.launch.signals import HANDLED
+from diag.launch.signals import HANDLED, ignore_signals
 
 # torch exports both without declaring it.
 TCPStore: Any = vars(dist)["TCPStore"]
@@ -195,11 +195,17 @@ def _prompt_close() -> Iterator[None]:
 
 @contextmanager
 def _signals_end_the_ranks() -> Iterator[None]:
-    """Turn the first signal into elastic's own way to stop; further ones are ignored meanwhile."""
+    """Turn the first signal into elastic's own way to stop, and ignore the next ones.
+
+    Call it inside `interruptible`, which gives the handlers back in the end.
+    """
+
+    stopped = False
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        for handled in installed:
-            signal.signal(handled, signal.SIG_IGN)
+        nonlocal stopped
+        stopped = True
+        ignore_signals()
         raise SignalException(f"got signal {number}", signal.Signals(number))
 
     installed = {n: signal.getsignal(n) for n in HANDLED if signal.getsignal(n) != signal.SIG_IGN}
@@ -209,7 +215,8 @@ def _signals_end_the_ranks() -> Iterator[None]:
         yield
     finally:
         for number, handler in installed.items():
-            signal.signal(number, handler)
+            if not stopped:
+                signal.signal(number, handler)
 
 
 @contextmanager

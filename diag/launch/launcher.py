@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,12 @@ from diag.errors import DiagError, ExitCode
 from diag.launch import net
 from diag.launch.environ import WorkerConfig, is_switched_off
 from diag.launch.failure import not_distributed, port_in_use
-from diag.launch.hardware import collect
+from diag.launch.hardware import Hardware, collect
 from diag.launch.options import RunOptions
 from diag.launch.outcome import Outcome, RankFailure, first_failure, read_outcomes
 from diag.launch.plan import LaunchPlan, make_plan
 from diag.launch.runfacts import Role, command_line, facts_at_end, facts_at_start
-from diag.launch.signals import Interrupted, interruptible
+from diag.launch.signals import Interrupted, ignore_signals, interruptible
 from diag.launch.target import Target, find_target
 from diag.record.store import RunDir, create_run
 
@@ -42,6 +42,11 @@ class RunResult:
     launch_ns: int | None = None  # monotonic, when the ranks were started
     failure: RankFailure | None = None
 
+    @property
+    def recorded(self) -> bool:
+        """Did any rank record anything? A script that never imports torch does not."""
+        return any(self.run.ranks.glob("*"))
+
 
 def launch(options: RunOptions, say: Say) -> RunResult:
     """Run what `options` ask for; the baseline's result if that failed.
@@ -61,18 +66,32 @@ def launch(options: RunOptions, say: Say) -> RunResult:
     for note in plan.notes:
         say(note)
     if options.baseline_steps and plan.node_rank == 0:
-        alone = baseline_options(options)
-        if plan.world_size == 1:
-            say("one rank is its own baseline: --with-baseline adds nothing")
-        else:
-            say(f"baseline first: {alone.max_steps} steps on 1 rank")
-            first = _Recording(alone, make_plan(alone, hardware, os.environ), target, "baseline")
-            result = first.execute(started_ns)
-            if result.exit_code != 0:
-                return result
-            say(f"baseline recorded in {result.run.path}; now the run on {plan.world_size} ranks")
-            started_ns = time.monotonic_ns()
-    return _Recording(options, plan, target, "run").execute(started_ns)
+        baseline = _baseline(options, plan, hardware, target, say, started_ns)
+        if baseline is not None and baseline.exit_code != 0:
+            return baseline
+        started_ns = time.monotonic_ns()
+    return _Recording(options, plan, target, "run", say).execute(started_ns)
+
+
+def _baseline(
+    options: RunOptions,
+    plan: LaunchPlan,
+    hardware: Hardware,
+    target: Target,
+    say: Say,
+    started_ns: int,
+) -> RunResult | None:
+    """The run on 1 rank that `plan` will be compared with; None where it is that run itself."""
+    if plan.world_size == 1:
+        say("one rank is its own baseline: --with-baseline adds nothing")
+        return None
+    alone = baseline_options(options)
+    say(f"baseline first: {alone.max_steps} steps on 1 rank")
+    alone_plan = make_plan(alone, hardware, os.environ)
+    result = _Recording(alone, alone_plan, target, "baseline", say).execute(started_ns)
+    if result.exit_code == 0:
+        say(f"baseline recorded in {result.run.path}; now the run on {plan.world_size} ranks")
+    return result
 
 
 def baseline_options(options: RunOptions) -> RunOptions:
@@ -97,6 +116,7 @@ class _Recording:
     plan: LaunchPlan
     target: Target
     role: Role
+    say: Say
 
     def execute(self, started_ns: int) -> RunResult:
         with interruptible():
@@ -107,13 +127,20 @@ class _Recording:
                 ended = self._run(run)
             except BaseException as error:
                 code = error.exit_code if isinstance(error, DiagError) else ExitCode.DIAG_FAILED
-                run.update_run_json(**facts_at_end("diag", int(code), None, ()))
+                self._complete(run, facts_at_end("diag", int(code), None, ()))
                 raise
             outcomes = read_outcomes(run.logs)
-            run.update_run_json(
-                **facts_at_end(ended.ended_by, ended.exit_code, ended.launch_ns, outcomes)
+            self._complete(
+                run, facts_at_end(ended.ended_by, ended.exit_code, ended.launch_ns, outcomes)
             )
             return self._checked(ended)
+
+    def _complete(self, run: RunDir, facts: Mapping[str, object]) -> None:
+        ignore_signals()
+        try:
+            run.update_run_json(**facts)
+        except OSError as error:  # a full disk must not turn a good run into a bad one
+            self.say(f"cannot complete {run.run_json}: {error.strerror or error}")
 
     def _run(self, run: RunDir) -> RunResult:
         """Start the ranks of node 0 and wait for them."""
@@ -135,18 +162,20 @@ class _Recording:
         suffix = "-baseline" if self.role == "baseline" else ""
         stem = self.target.path.stem if self.target.path else self.target.name
         run = create_run(self.options.runs_dir, self.options.name, Path(f"{stem}{suffix}.py"))
-        run.write_run_json(
-            facts_at_start(
-                self.options,
-                self.plan,
-                self.target,
-                name=run.name,
-                role=self.role,
-                argv=command_line(),
-                environ=os.environ,
-                started_ns=started_ns,
-            )
+        facts = facts_at_start(
+            self.options,
+            self.plan,
+            self.target,
+            name=run.name,
+            role=self.role,
+            argv=command_line(),
+            environ=os.environ,
+            started_ns=started_ns,
         )
+        try:
+            run.write_run_json(facts)
+        except OSError as error:
+            raise _not_writable(run.path, error) from error
         return run
 
     def _join(self) -> RunResult:
@@ -164,9 +193,7 @@ class _Recording:
         except Interrupted as stop:
             return self._result(run, "signal", 128 + stop.number)
         except OSError as error:
-            raise DiagError(
-                "runs-dir-not-writable", f"cannot write to {self.options.runs_dir}: {error}"
-            ) from error
+            raise _not_writable(self.options.runs_dir, error) from error
 
     def _run_elastic(self, run: RunDir) -> RunResult:
         from diag.launch import elastic
@@ -219,6 +246,14 @@ class _Recording:
         if outcome is not None and outcome.ended == "not-distributed":
             raise not_distributed(self.target.name, self.plan.world_size, outcome.error)
         return ended
+
+
+def _not_writable(path: Path, error: OSError) -> DiagError:
+    return DiagError(
+        "runs-dir-not-writable",
+        f"cannot write to {path}: {error.strerror or error}",
+        "choose another directory with --runs-dir, or set DIAG_RUNS_DIR",
+    )
 
 
 def worker_command(target: Target, options: RunOptions) -> list[str]:

@@ -18,13 +18,18 @@ class Interrupted(BaseException):
         self.number = number
 
 
+def ignore_signals() -> None:
+    """The way out is short: a second Ctrl-C must not tear it. For use inside `interruptible`."""
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise Interrupted for SIGINT, SIGTERM and SIGHUP, unless they were ignored (nohup)."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        for handled in HANDLED:  # the way out is short; a second Ctrl-C must not tear it
-            signal.signal(handled, signal.SIG_IGN)
+        ignore_signals()
         raise Interrupted(number)
 
     before = {n: signal.getsignal(n) for n in HANDLED}
@@ -35,4 +40,5 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: set by something that is not Python
+                signal.signal(number, handler)

@@ -64,6 +64,14 @@ class Instruments:
         self._session: Any = None
 
     def install(self) -> None:
+        """Never raises: it runs inside the script's `import torch`."""
+        try:
+            self._install()
+        except Exception as error:
+            rank = self._place.rank
+            print(f"diag: rank {rank}: nothing is recorded: {error!r}", file=sys.stderr)
+
+    def _install(self) -> None:
         config, place = self._config, self._place
         if config.probes:
             self._session = _install_probes(config, place)

@@ -50,22 +50,35 @@ def test_code_and_paths_are_never_broken() -> None:
     assert wrap(f"head\n{code}\ntail") == ["head", code, "  tail"]
 
 
-def test_closing_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """diag-runs/x in the working directory, with one rank's record."""
     monkeypatch.delenv("DIAG_RUNS_DIR", raising=False)
-    default = Path("diag-runs")
-    assert closing_lines(result(2), default) == (
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "diag-runs/x/ranks/00000-0").mkdir(parents=True)
+    return Path("diag-runs")
+
+
+def test_closing_lines(store: Path) -> None:
+    assert closing_lines(result(2), store) == (
         "recorded 2 ranks in diag-runs/x",
         "next: diag scaling-report",
     )
-    assert (
-        closing_lines(result(2, "/data/x"), Path("/data"))[1] == "next: diag scaling-report /data/x"
-    )
-    assert closing_lines(result(1), default) == (
+    assert closing_lines(result(1), store) == (
         "recorded 1 rank in diag-runs/x",
         "next: the same with --gpus N, then `diag scaling-report`",
     )
-    assert closing_lines(result(2, probes=False), default) == (
+    elsewhere = closing_lines(result(2, str(store.resolve() / "x")), store.resolve())
+    assert elsewhere[1] == f"next: diag scaling-report {store.resolve()}/x"
+
+
+def test_closing_lines_without_a_record(store: Path) -> None:
+    assert closing_lines(result(2, probes=False), store) == (
         "probes were off: only the ranks' output is kept, in diag-runs/x/logs",
+    )
+    (store / "x/ranks/00000-0").rmdir()
+    assert closing_lines(result(2), store) == (
+        "no rank imported torch, so only output is kept, in diag-runs/x/logs",
     )
 
 
