@@ -180,8 +180,8 @@ def clean_report() -> Report:
         per_rank=tuple(row(rank, ms, 61.6) for rank, ms in ((0, 38.0), (1, 38.2))),
         findings=(),
         verdict=(
-            "Rehearsal on CPU: nothing wrong. 1.95x on 2 ranks (97% efficient); it says "
-            "nothing about GPU speed."
+            "Nothing wrong: 1.95x on 2 CPU ranks (97% efficient). A rehearsal on CPU: these are "
+            "not a GPU's numbers."
         ),
         probe_overhead=ProbeOverhead(None, "unknown"),
         rehearsal=True,
@@ -207,7 +207,7 @@ def estimated_report() -> Report:
         pop=Pop(None, 0.8, 1.0, 0.958, None),
         wall=replace(base.wall, end_to_end_speedup=None),
         verdict=(
-            "No baseline: at most 2.8x on 4 ranks (at most 71% efficient). Rank 2 is slow in "
+            "No baseline: at most 2.8x on 4 ranks (at most 71% efficient): rank 2 is slow in "
             "backward and costs 18.2 ms of every 87.0 ms step; without it at most 3.6x."
         ),
         baseline_command=(
@@ -232,7 +232,7 @@ def superlinear_report() -> Report:
         step_ideal_ms=60.0,
         terms=tuple(replace(t, ranks=(), phase=None) for t in terms(loss, 60.0, 2)),
         pop=Pop(1.19, 0.99, 1.0, 0.96, 1.1429),
-        verdict="2.3x on 2 ranks: better than linear.",
+        verdict="Nothing wrong: 2.3x on 2 ranks (114% efficient), better than linear.",
     )
 
 

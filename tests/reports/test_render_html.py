@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache, partial
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import matplotlib as mpl
 import pytest
 
 from diag.reports import figures
-from diag.reports.model import Report, StepSeries
+from diag.reports.model import StepSeries
 from diag.reports.render.html import render_html
 from diag.reports.series import Span, reduced, spans
 from diag.reports.waterfall import waterfall_bars
@@ -26,6 +27,7 @@ REPORTS = {
     "unknown": literal_reports.unknown_report(),
     "hostile": literal_reports.hostile_report(),
 }
+PAGES = {name: cache(partial(render_html, report)) for name, report in REPORTS.items()}
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
@@ -62,27 +64,27 @@ class Skeleton(HTMLParser):
         self.lines.append(" " * len(self.open) + text)
 
 
-def parsed(report: Report) -> Skeleton:
+def parsed(name: str) -> Skeleton:
     skeleton = Skeleton()
-    skeleton.feed(render_html(report))
+    skeleton.feed(PAGES[name]())
     assert skeleton.open == []
     return skeleton
 
 
 @pytest.mark.parametrize("name", ["straggler", "estimated", "unknown"])
 def test_the_page_is_built_as_agreed(name: str) -> None:
-    assert_golden(f"{name}.html.txt", "\n".join(parsed(REPORTS[name]).lines) + "\n")
+    assert_golden(f"{name}.html.txt", "\n".join(parsed(name).lines) + "\n")
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_nothing_is_loaded_and_nothing_runs(name: str) -> None:
-    tags = parsed(REPORTS[name]).tags
+    tags = parsed(name).tags
     assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & {t for t, _ in tags}
     for tag, attributes in tags:
         assert not [key for key in attributes if key.startswith("on")], tag
         for key in ("src", "href", "xlink:href", "action"):
             assert (attributes.get(key) or "#").startswith("#"), (tag, attributes)
-    html = render_html(REPORTS[name])
+    html = PAGES[name]()
     assert "http://" not in html
     assert "https://" not in html
     assert "@import" not in html
@@ -90,7 +92,7 @@ def test_nothing_is_loaded_and_nothing_runs(name: str) -> None:
 
 
 def test_what_a_user_named_is_shown_as_text_everywhere() -> None:
-    html = render_html(literal_reports.hostile_report())
+    html = PAGES["hostile"]()
     assert "<script" not in html
     assert "&lt;script&gt;" in html
     assert "{{7*7}}" in html
@@ -132,14 +134,14 @@ def test_figures_are_deterministic_whatever_the_user_configured(draw: object) ->
 
 
 def test_figures_share_no_id() -> None:
-    html = render_html(literal_reports.straggler_report())
+    html = PAGES["straggler"]()
     ids = re.findall(r'\bid="([^"]*)"', html)
     assert ids
     assert len(ids) == len(set(ids))
 
 
 def test_every_colour_of_a_figure_is_a_variable_of_the_page() -> None:
-    html = render_html(literal_reports.straggler_report())
+    html = PAGES["straggler"]()
     style, body = html.split("</style>", 1)
     used = set(re.findall(r"var\(--([\w-]+)\)", body))
     assert used <= set(re.findall(r"--([\w-]+):", style))
