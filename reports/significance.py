@@ -68,7 +68,7 @@ def slow_ranks(drawn: Resamples) -> SlowRanks:
     excess = centre.self_time - lower_median(centre.local, axis=-2).sum()
     own_noise = _stands_out(drawn, excess)
     blocks = _block_sums(drawn)
-    left = np.arange(len(excess))
+    left = np.argsort(-excess, kind="stable")  # by what they do: their names must not matter
     first: float | None = None
     listed: list[int] = []
     while len(left) > 1:
@@ -78,9 +78,8 @@ def slow_ranks(drawn: Resamples) -> SlowRanks:
         if not len(found):
             break
         listed.extend(found.tolist())
-        left = np.setdiff1d(left, found)
-    listed.sort(key=lambda r: -excess[r])
-    return SlowRanks(tuple(listed), first or 0.0, bool(listed))
+        left = left[~np.isin(left, found)]
+    return SlowRanks(tuple(sorted(listed, key=lambda r: -excess[r])), first or 0.0, bool(listed))
 
 
 def rotation(drawn: Resamples) -> Rotation:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+
 from diag.record.schema import PHASES
 from diag.reports.panel import EXPOSED, Panel, Waits
 
@@ -115,6 +116,4 @@ def moved_clocks(panel: Panel, offsets: Sequence[int]) -> Panel:
         replace(w, issue_ns=w.issue_ns + o, wait_ns=w.wait_ns + o, end_ns=w.end_ns + o)
         for w, o in zip(panel.waits, offsets, strict=False)
     )
-    return replace(
-        panel, start_ns=panel.start_ns + shift, end_ns=panel.end_ns + shift, waits=waits
-    )
+    return replace(panel, start_ns=panel.start_ns + shift, end_ns=panel.end_ns + shift, waits=waits)

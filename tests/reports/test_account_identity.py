@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from diag.record.schema import LOCAL_PHASES
 from diag.reports.account import Accounting, Measured, account
 from diag.reports.model import TERMS, TermName
@@ -14,7 +15,14 @@ from diag.reports.throughput import choose_unit
 from helpers.panels import NS, alone, data_parallel, synchronous
 
 # 20 identical steps: exact numbers, and enough steps for significance.
-TYPICAL = {"data": 2.0, "copy": 1.0, "forward": 10.0, "backward": 20.0, "optimizer": 3.0, "host": 4.0}
+TYPICAL = {
+    "data": 2.0,
+    "copy": 1.0,
+    "forward": 10.0,
+    "backward": 20.0,
+    "optimizer": 3.0,
+    "host": 4.0,
+}
 STEPS = 20
 
 
@@ -310,9 +318,7 @@ class TestSavings:
     def test_communication_and_waiting_are_gained_whole(self) -> None:
         fast, slow = {"forward": 10.0}, {"forward": 18.0}
         step = [[slow, fast], [fast, slow]]
-        result = account(
-            synchronous([step] * STEPS, network=2), alone([{"forward": 28.0}] * STEPS)
-        )
+        result = account(synchronous([step] * STEPS, network=2), alone([{"forward": 28.0}] * STEPS))
 
         assert result.term("serialization").would_save_ms == pytest.approx(8.0)
         assert result.term("transfer").would_save_ms == pytest.approx(4.0)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from diag.reports import replay as module
 from diag.reports.panel import EXPOSED, Panel, Waits
 from diag.reports.replay import replay
@@ -287,8 +288,7 @@ def _prefetching(rng: np.random.Generator, ranks: int, count: int) -> Panel:
 def _simulated(panel: Panel) -> float:
     """The same by fixed point: lower every return until nothing moves. ms."""
     ranks = [
-        list(zip(w.key.tolist(), w.issue_ns, w.wait_ns, w.end_ns, strict=True))
-        for w in panel.waits
+        list(zip(w.key.tolist(), w.issue_ns, w.wait_ns, w.end_ns, strict=True)) for w in panel.waits
     ]
     returns = [[0.0] * len(rows) for rows in ranks]
     for _ in itertools.repeat(None, 200):
@@ -298,7 +298,7 @@ def _simulated(panel: Panel) -> float:
                 issued[key] = max(issued.get(key, 0.0), _own_clock(rows, returns[r], issue))
         moved = [
             [
-                max(_own_clock(rows[: j], returns[r], wait), issued[key])
+                max(_own_clock(rows[:j], returns[r], wait), issued[key])
                 for j, (key, _, wait, _) in enumerate(rows)
             ]
             for r, rows in enumerate(ranks)
