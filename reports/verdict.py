@@ -12,6 +12,8 @@ from diag.reports.findings.short_run import FEWEST_STEPS
 from diag.reports.model import Finding, Term, TermName
 
 _WELL = 0.9  # efficient enough to say that nothing is wrong
+_WIDE = 0.2  # of the efficiency: an interval wider than this says little
+_SUPERLINEAR = 1.02
 _RESIDUAL = 0.01  # of the step: past it the terms are not to be trusted
 
 _LOSES: dict[TermName, str] = {
@@ -76,8 +78,7 @@ def _lead(accounting: Accounting, findings: Sequence[Finding], at: Situation) ->
             "without a baseline."
         )
     if efficiency >= _WELL:
-        better = ", better than linear" if efficiency > 1.005 else ""
-        return f"Nothing wrong: {reached}{better}."
+        return f"{'Nothing stands out' if _is_wide(accounting) else 'Nothing wrong'}: {reached}."
     return f"{reached}: {_largest(accounting)}."
 
 
@@ -131,8 +132,21 @@ def _largest(accounting: Accounting) -> str:
     return _LOSES[largest.term].format(ms=ms)
 
 
+def _is_wide(accounting: Accounting) -> bool:
+    value, low, high = (getattr(accounting.efficiency, n) for n in ("value", "low", "high"))
+    return low is not None and high is not None and high - low > _WIDE * value
+
+
 def _cautions(accounting: Accounting, at: Situation) -> list[str]:
     cautions = []
+    efficiency = accounting.efficiency
+    if efficiency.low is not None and efficiency.low > _SUPERLINEAR:
+        cautions.append("Better than linear: make sure that nothing disturbed the baseline.")
+    elif _is_wide(accounting):
+        span = f"between {f.percent(efficiency.low)} and {f.percent(efficiency.high)}"
+        cautions.append(
+            f"The steps vary: it may be {span}; measure longer or on a quieter machine."
+        )
     residual = accounting.term("residual").ms or 0.0
     if abs(residual) > _RESIDUAL * accounting.step_ms:
         share = f.percent(abs(residual) / accounting.step_ms)

@@ -37,6 +37,8 @@ def waterfall_bars(report: Report) -> list[Bar]:
         return []
     ideal = report.speedup_ideal
     terms = known_terms(report)
+    if not terms:
+        return []
     large = [t for t in terms if abs(t.ms or 0.0) >= _SMALLEST * measured]
     small = [t for t in terms if t not in large]
     drops = [(_label(t), ideal * (t.ms or 0.0) / measured) for t in large]

@@ -98,8 +98,8 @@ def _cores(case: Case) -> str:
 
 def _traffic(traffic: Traffic, transfer_ms: float | None) -> list[str]:
     number = f"{traffic.collectives:.1f}".removesuffix(".0")
-    many = "" if number == "1" else "s"
-    text = f"each rank moves {f.size(traffic.bytes)} in {number} collective{many} a step"
+    waits = "wait" if number == "1" else "waits"
+    text = f"each rank moves {f.size(traffic.bytes)} a step, in {number} blocking {waits}"
     if transfer_ms is not None and transfer_ms > 0 and traffic.bytes > 0:
         text += f": {f.size(traffic.bytes / transfer_ms * 1e3)}/s of exposed time"
     lines = [text]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from diag.record.schema import LOCAL_PHASES, PHASES
 from diag.reports import format as f
@@ -14,6 +15,8 @@ _SHORT = {"exposed_comm": "comm", "optimizer": "optim."}
 _MOST_RANKS = 8  # more than this, and only the slowest and the accused are shown
 _SLOWEST_SHOWN = 4
 _SHORTEST_S = 0.05  # parts below are not shown
+# What a term's row says in its last column: what it means; only ranks and phase; only ranks.
+Said = Literal["all", "blamed", "ranks"]
 GLOSS: dict[TermName, str] = {
     "compute": "forward + backward",
     "optimizer": "optimizer step",
@@ -44,14 +47,22 @@ def known_terms(report: Report) -> list[Term]:
     return sorted(known, key=lambda t: (t.term == "residual", -(t.ms or 0.0)))
 
 
-def who(term: Term) -> str:
+def who(term: Term, said: Said = "all") -> str:
     """ "rank 2, backward"; what the term means where nobody is to blame."""
     if not term.ranks:
-        return GLOSS[term.term]
-    return ", ".join([f.rank_names(term.ranks), *([term.phase] if term.phase else [])])
+        return GLOSS[term.term] if said == "all" else ""
+    phase = [term.phase] if term.phase and said != "ranks" else []
+    return ", ".join([f.rank_names(term.ranks, most=3), *phase])
 
 
-def term_rows(report: Report) -> list[list[str]]:
+def fitting_term_rows(report: Report, width: int) -> list[list[str]]:
+    """`term_rows` that say as much as fits."""
+    levels: tuple[Said, ...] = ("all", "blamed", "ranks")
+    choices = [term_rows(report, said) for said in levels]
+    return next((rows for rows in choices if rows and table_width(rows) <= width), choices[-1])
+
+
+def term_rows(report: Report, said: Said = "all") -> list[list[str]]:
     """Header, the ideal step, every known term, the measured step. Empty when nothing is known."""
     measured, ideal = report.step_measured_ms, report.step_ideal_ms
     terms = known_terms(report)
@@ -59,29 +70,17 @@ def term_rows(report: Report) -> list[list[str]]:
         return []
     digits = f.decimals_for(measured)
     estimated = report.baseline.kind == "estimated"
-    header = ["", "ms", "interval", "share", "saves", "then", ""]
-    first = [
-        "ideal step",
-        f.fixed(ideal, digits),
-        "",
-        "",
-        "",
-        "",
-        "typical rank" if estimated else "",
+    first = ["ideal step", f.fixed(ideal, digits), *[""] * 4, "typical rank" if estimated else ""]
+    reached = f.speedup(report.speedup.value, 2)
+    return [
+        ["", "ms", "interval", "share", "saves", "then", ""],
+        first,
+        *(_term_row(term, digits, said) for term in terms),
+        ["= measured step", f.fixed(measured, digits), *[""] * 3, reached, ""],
     ]
-    last = [
-        "= measured step",
-        f.fixed(measured, digits),
-        "",
-        "",
-        "",
-        f.speedup(report.speedup.value, 2),
-        "",
-    ]
-    return [header, first, *(_term_row(t, digits) for t in terms), last]
 
 
-def _term_row(term: Term, digits: int) -> list[str]:
+def _term_row(term: Term, digits: int, said: Said) -> list[str]:
     known = term.low is not None and term.high is not None
     return [
         f"+ {term.term}",
@@ -90,7 +89,7 @@ def _term_row(term: Term, digits: int) -> list[str]:
         f.percent(term.share),
         "" if term.would_save_ms is None else f.fixed(term.would_save_ms, digits),
         "" if term.speedup_without is None else f.speedup(term.speedup_without, 2),
-        who(term),
+        who(term, said),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from diag.reports import format as f
 from diag.reports.model import Estimate, Finding, Report
 from diag.reports.render.layout import WIDTH, table, wrap
-from diag.reports.render.tables import per_rank_rows, pop_factors, term_rows, wall_words
+from diag.reports.render.tables import fitting_term_rows, per_rank_rows, pop_factors, wall_words
 
 _SGR = {"critical": "1;31", "warning": "1;33", "info": "1;36", "bold": "1", "dim": "2"}
 
@@ -137,7 +137,7 @@ def _heading(text: str, colour: bool) -> str:
 
 
 def _terms(report: Report, colour: bool, width: int) -> list[str]:
-    rows = term_rows(report)
+    rows = fitting_term_rows(report, width)
     if not rows:
         return []
     kind = report.interval_kind

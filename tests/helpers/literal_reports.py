@@ -232,7 +232,10 @@ def superlinear_report() -> Report:
         step_ideal_ms=60.0,
         terms=tuple(replace(t, ranks=(), phase=None) for t in terms(loss, 60.0, 2)),
         pop=Pop(1.19, 0.99, 1.0, 0.96, 1.1429),
-        verdict="Nothing wrong: 2.3x on 2 ranks (114% efficient), better than linear.",
+        verdict=(
+            "Nothing wrong: 2.3x on 2 ranks (114% efficient). Better than linear: make sure that "
+            "nothing disturbed the baseline."
+        ),
     )
 
 

@@ -71,8 +71,14 @@ def test_an_estimate_is_a_bound_everywhere() -> None:
             "Nothing wrong: 3.9x on 4 ranks (97% efficient).",
         ),
         (
-            {"speedup": Estimate(4.6), "efficiency": Estimate(1.15)},
-            "Nothing wrong: 4.6x on 4 ranks (115% efficient), better than linear.",
+            {"speedup": Estimate(4.6), "efficiency": Estimate(1.15, 1.1, 1.2)},
+            "Nothing wrong: 4.6x on 4 ranks (115% efficient). Better than linear: make sure that "
+            "nothing disturbed the baseline.",
+        ),
+        (
+            {"speedup": Estimate(4.6), "efficiency": Estimate(1.15, 0.9, 1.3)},
+            "Nothing stands out: 4.6x on 4 ranks (115% efficient). The steps vary: it may be "
+            "between 90% and 130%; measure longer or on a quieter machine.",
         ),
         (
             {"speedup": Estimate(1.9), "efficiency": Estimate(0.95), "baseline_world_size": 2},

@@ -254,7 +254,7 @@ def test_exposed_communication(baseline: bool) -> None:
     assert found.ms == pytest.approx(14.0, abs=0.3)
     assert found.would_save_ms == pytest.approx(14.0, abs=0.3)
     assert found.location == Location("train.py", 41)
-    assert "191 MiB in 8 collectives" in text_of(found.evidence)
+    assert "191 MiB a step, in 8 blocking waits" in text_of(found.evidence)
 
 
 def test_little_communication_is_fine() -> None:

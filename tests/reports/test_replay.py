@@ -255,7 +255,8 @@ def test_ragged_records_are_sampled_not_replayed_for_hours() -> None:
 
 
 def _pick(waits: Waits, keep: np.ndarray) -> Waits:
-    return Waits(*(getattr(waits, name)[keep] for name in Waits.__dataclass_fields__))
+    columns = (getattr(waits, name) for name in Waits.__dataclass_fields__)
+    return Waits(*(None if column is None else column[keep] for column in columns))
 
 
 def _prefetching(rng: np.random.Generator, ranks: int, count: int) -> Panel:
