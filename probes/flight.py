@@ -94,5 +94,7 @@ class FlightSweeper:
             group = f"flight:{(entry.get('process_group') or ['?'])[0]}"
             op = str(entry.get("profiling_name", "")).rpartition(":")[2]
             seq = int(entry.get("collective_seq_id", -1))
-            self.write((step, group, seq, op, num_bytes, dtype, issued, None, None, "", "flight"))
+            self.write(
+                (step, group, seq, op, num_bytes, dtype, issued, None, None, "", "flight", None)
+            )
             self.swept += 1

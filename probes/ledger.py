@@ -69,8 +69,9 @@ class Ledger:
         """Write every step whose stamps can be resolved without waiting."""
         while self.waiting and self.clock.ready(self.waiting[0].marks[-1][0]):
             step = self.waiting.popleft()
-            self._write_step(step)
+            # First its collectives: a step in the record has them, whenever the rank is killed.
             self._write_rows(step.index, step.rows)
+            self._write_step(step)
             # The last stamp begins the next step: it stays.
             self.clock.recycle([s for s, _ in step.marks[:-1]])
             self.clock.recycle([row.issued.issue for row in step.rows])
@@ -111,6 +112,7 @@ class Ledger:
                     self._resolved(row.end),
                     issued.site,
                     row.source,
+                    issued.root,
                 )
             )
 

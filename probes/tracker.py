@@ -178,7 +178,10 @@ class Tracker:
     def buffers_issued(self, ddp: Any, stamp: Stamp) -> Issued:
         name = self._reducer_name(ddp) + "/buffers"
         self.traffic.note_group(name, ddp.process_group)
-        return self.anonymous(name, "broadcast", stamp, 0, "")
+        issued = self.anonymous(name, "broadcast", stamp, 0, "")
+        if getattr(ddp, "buffer_hook", None) is None:
+            issued.root = self.traffic.groups[name][0]  # DDP's buffers are its first rank's
+        return issued
 
     # -- backward -----------------------------------------------------------------------
 

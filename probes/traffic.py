@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType
@@ -50,6 +50,7 @@ class Issued:
     dtype: str
     issue: Stamp
     site: str
+    root: int | None = None
     work: weakref.ref[Any] | None = None
 
 
@@ -98,7 +99,8 @@ class Traffic:
         else:
             self.note_group(name, group)
         num_bytes, dtype = payload(args)
-        return Issued(name, self.next_seq(name), op, num_bytes, dtype, stamp, self.site())
+        root = root_of(op, args, self.groups[name])
+        return Issued(name, self.next_seq(name), op, num_bytes, dtype, stamp, self.site(), root)
 
     def follow(self, issued: Issued, work: Any) -> None:
         """Remember which Work will be waited for. The Work is not kept alive: it holds tensors."""
@@ -146,6 +148,18 @@ class Traffic:
 
 
 POINT_TO_POINT = frozenset({"send", "recv", "recv_anysource"})
+ONE_TO_ALL = frozenset({"broadcast", "scatter"})
+
+
+def root_of(op: str, args: Iterable[Any], ranks: Sequence[int]) -> int | None:
+    """The global rank all others wait for, told by the options of a broadcast or scatter."""
+    if op not in ONE_TO_ALL:
+        return None
+    for arg in args:
+        position = getattr(arg, "rootRank", None)
+        if isinstance(position, int) and 0 <= position < len(ranks):
+            return ranks[position]
+    return None
 
 
 def payload(args: Iterable[Any]) -> tuple[int, str]:

@@ -87,9 +87,15 @@ def _steps(table: pa.Table) -> _Steps:
     )
 
 
-def _ints(column: pa.ChunkedArray) -> I64:
-    """Null becomes 0; only samples and tokens may be null by the schema."""
-    filled = column.fill_null(0) if column.null_count else column
+def _positions(numbers: I64, ranks: I64) -> I64:
+    """Where each number stands in the increasing `ranks`; -1 where it does not."""
+    at = np.minimum(np.searchsorted(ranks, numbers), len(ranks) - 1)
+    return np.where(ranks[at] == numbers, at, -1)
+
+
+def _ints(column: pa.ChunkedArray, null: int = 0) -> I64:
+    """Whole numbers, with `null` for what is missing."""
+    filled = column.fill_null(null) if column.null_count else column
     return np.asarray(filled.to_numpy(), dtype=np.int64)
 
 
@@ -105,7 +111,8 @@ def _all_waits(run: Run, records: Sequence[RankRecord], common: I64) -> tuple[Wa
     if not any(r.collectives.num_rows for r in records):
         return ()
     codes = _Codes(run)
-    return tuple(_waits(r.collectives, common, codes) for r in records)
+    ranks = np.asarray([record.rank for record in records], np.int64)
+    return tuple(_waits(r.collectives, common, codes, ranks) for r in records)
 
 
 class _Codes:
@@ -151,7 +158,7 @@ def _group_sizes(run: Run) -> dict[str, int]:
     return sizes
 
 
-def _waits(table: pa.Table, common: I64, codes: _Codes) -> Waits:
+def _waits(table: pa.Table, common: I64, codes: _Codes, ranks: I64) -> Waits:
     """The rank's waits inside the common steps; per-step sums (without `seq`) name no collective."""
     step = _ints(table["step"])
     slot = np.searchsorted(common, step)
@@ -173,6 +180,7 @@ def _waits(table: pa.Table, common: I64, codes: _Codes) -> Waits:
         wait_ns=wait,
         end_ns=np.maximum(_ints(table["end_ns"])[rows], wait),
         world=codes.world(table["group"])[rows],
+        root=_positions(_ints(table["root"], null=-1)[rows], ranks),
     )
 
 

@@ -32,6 +32,7 @@ class Waits:
     wait_ns: I64
     end_ns: I64
     world: npt.NDArray[np.bool_]  # the collective's group is all ranks
+    root: I64 | None = None  # position in Panel.ranks that the others wait for; -1: all for all
 
 
 @dataclass(frozen=True)

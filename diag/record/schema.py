@@ -91,6 +91,9 @@ COLLECTIVES = pa.schema(
         ("end_ns", pa.int64()),  # when the block was released; null: never blocked
         ("site", pa.dictionary(pa.int32(), pa.string())),  # "file:line", or "bucket 3"
         ("source", pa.dictionary(pa.int8(), pa.string())),  # SOURCES
+        # The global rank whose data the others wait for (broadcast, scatter), while it waits
+        # for nobody; null: everybody waits for everybody.
+        ("root", pa.int32()),
     ]
 )
 # How a collective was seen. "python": a ProcessGroup method; "functional": a functional

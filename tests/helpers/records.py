@@ -171,6 +171,7 @@ def _collectives(exposed: I64, starts: I64, ends: I64, num: int, size: int) -> p
         "end_ns": end.ravel(),
         "site": (position, [f"bucket {j}" for j in range(num)]),
         "source": _constant("ddp", steps * num),
+        "root": None,
     }
     return _batch("collectives", steps * num, values)
 

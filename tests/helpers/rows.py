@@ -26,6 +26,7 @@ def collective_row(step: int, seq: int | None, /, **changes: Any) -> Row:
         "end_ns": (step + 1) * STEP_NS,
         "site": f"bucket {(seq or 0) % 3}",
         "source": "ddp",
+        "root": None,
     }
     return tuple((row | changes).values())
 

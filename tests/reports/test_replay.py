@@ -154,6 +154,17 @@ def test_without_waits_serialization_is_unknown() -> None:
     assert played.notes
 
 
+def test_waits_that_do_not_explain_the_blocking_are_not_replayed() -> None:
+    # As if only the host's moment of calling wait() were known, and the device blocked.
+    panel = synchronous([[[{"forward": 10}, {"forward": 20}], [{"forward": 20}, {"forward": 10}]]])
+    instant = tuple(replace(w, end_ns=w.wait_ns) for w in panel.waits)
+
+    played = replay(replace(panel, waits=instant), np.ones(1, np.bool_))
+
+    assert not played.known
+    assert "0% of the exposed time" in played.notes[0]
+
+
 def test_one_rank_waits_for_nobody() -> None:
     played = replay(data_parallel([[{"forward": 1}]], network=5), np.ones(1, np.bool_))
 
