@@ -11,6 +11,7 @@ from typing import Literal
 
 import diag
 from diag.record.reader import Run
+from diag.reports import format as f
 from diag.reports.account import Measured, account
 from diag.reports.accounting import Accounting
 from diag.reports.findings import find
@@ -120,8 +121,6 @@ def _account(
 
 
 def _case(loaded: Loaded, accounting: Accounting | None, bases: Sequence[Loaded]) -> Case:
-    facts = loaded.run.facts
-    cores = facts.get("cores")
     return Case(
         accounting=accounting,
         panel=loaded.panel,
@@ -133,7 +132,7 @@ def _case(loaded: Loaded, accounting: Accounting | None, bases: Sequence[Loaded]
         gradient_groups=loaded.gradient_groups,
         local_sgd=loaded.is_local_sgd,
         ranks_per_node=loaded.ranks_per_node,
-        cores=cores if isinstance(cores, int) else None,
+        cores=loaded.cores,
         traffic=load_traffic(loaded.run, loaded.panel, loaded.used),
         wall=wall(_watched(loaded), _watched(bases[0]) if bases else None, accounting),
     )
@@ -276,9 +275,10 @@ def _rehearsal(loaded: Loaded) -> Iterator[str]:
         "a rehearsal on CPU ranks: it shows which ranks wait and for what, not how fast GPUs "
         "would be"
     )
-    cores = loaded.run.facts.get("cores")
-    if isinstance(cores, int) and loaded.ranks_per_node > cores:
-        yield f"{loaded.ranks_per_node} ranks share {cores} cores: they also wait for each other's CPU"
+    cores = loaded.cores
+    if cores is not None and loaded.ranks_per_node > cores:
+        shared = f"{loaded.ranks_per_node} ranks share {f.plural(cores, 'core')}"
+        yield f"{shared}: they also wait for each other's CPU"
 
 
 def _lost(run: Run, bases: Sequence[Loaded]) -> tuple[str, ...]:

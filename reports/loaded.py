@@ -53,6 +53,12 @@ class Loaded:
         return bool(self.run.facts.get("rehearsal"))
 
     @property
+    def cores(self) -> int | None:
+        """Of a node."""
+        value = self.run.facts.get("cores")
+        return value if type(value) is int and value > 0 else None
+
+    @property
     def nodes(self) -> int:
         return len(self._ranks_by_node) or 1
 

@@ -334,3 +334,21 @@ def test_notes_and_the_baselines_losses_are_passed_on(tmp_path: Path) -> None:
 def test_the_probes_own_cost_is_measured_on_used_steps(tmp_path: Path) -> None:
     report = explained(slow_run(tmp_path, probe_ns=400_000), baseline(tmp_path))
     assert report.probe_overhead.share == pytest.approx(0.4 / 79.7, rel=0.02)
+
+
+ODD = (None, True, -1, 0, 1e308, 2**62, "x", "\ud800", [], [1, "a"], {"a": None})
+
+
+@pytest.mark.parametrize("name", ["run.json", "ranks/00000-0/rank.json"])
+def test_no_fact_can_break_a_report(tmp_path: Path, name: str) -> None:
+    """Records of other versions, or edited by hand: every fact in turn is of another kind."""
+    run = record(tmp_path, "odd", local_ms(2, 20))
+    base = read_run(record(tmp_path, "base", local_ms(1, 20)))
+    facts = json.loads((run / name).read_text("utf-8"))
+    for number, key in enumerate(facts):
+        if key == "schema":  # refusing a newer one is the reader's, and tested there
+            continue
+        (run / name).write_text(json.dumps({**facts, key: ODD[number % len(ODD)]}), "utf-8")
+        report = explain(read_run(run), [base])
+        assert render_text(report)
+        assert json.loads(render_json(report))
