@@ -58,12 +58,15 @@ def split(means: Columns) -> Parts:
     typical = lower_median(means.local, axis=-2)
     typical_self = typical.sum(axis=-1)
     slowest = means.self_time.max(axis=-1)
+    # A network that costs nothing is never slower than the real one: no more than was blocked.
+    blocked = means.labelled - means.self_max
+    inner = np.clip(means.inner, 0.0, np.maximum(blocked, 0.0))
     return Parts(
         typical=typical,
         straggler=slowest - typical_self,
         jitter=means.self_max - slowest,
-        inner=means.inner,
-        transfer=means.labelled - means.self_max - means.inner,
+        inner=inner,
+        transfer=blocked - inner,
         residual=means.step - means.labelled,
         step=means.step,
     )

@@ -6,9 +6,10 @@ at most half of them. The series is the step time of the slowest rank in the ste
 no flag. Two guards: values are first clipped to a few robust spreads around the median of the
 series' second half, so that a single slow step or a periodic one draws no cut behind itself;
 and what is dropped must differ from the rest by more than chance, than 1%, and than any stretch
-of the rest as long as it does, so that a clean or a wavy run keeps its steps. Clipping hides how slow a single step was, so warm-up also lasts until the
-last of the first few steps that is slower than anything in the second half (compilation).
-The first step is always left out: it has no release before it.
+of the rest as long as it does, so that a clean or a wavy run keeps its steps. Clipping hides
+how slow a single step was, so warm-up also lasts until the last of the first few steps that is
+slower than anything in the second half (compilation). The first step is always left out: it
+has no release before it.
 
 **Flags** are set at capture; one rank's flag leaves the step out for all, since they wait for
 it. The step after a flagged one stays. A step runs from release to release, so what follows an

@@ -124,7 +124,8 @@ def _ends(run: Watched, begin: int | None, end: int | None) -> tuple[float | Non
 
 def _time(facts: Mapping[str, Any], name: str) -> int | None:
     value = facts.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    is_time = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return value if is_time else None
 
 
 def _where(run: Watched, reason: str) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diag.record.schema import LOCAL_PHASES
+from diag.record.schema import LOCAL_PHASES, PHASES
 from diag.reports.account import Accounting, Measured, account
 from diag.reports.model import TERMS, TermName
 from diag.reports.panel import Panel
@@ -145,6 +145,39 @@ def test_ranks_slow_in_different_phases_are_each_above_the_typical_rank() -> Non
 
     assert milliseconds(result) == {"straggler": 8.0, "serialization": 8.0}
     assert {(s.rank, s.phase) for s in result.stragglers} == {(0, "forward"), (1, "backward")}
+
+
+def test_receivers_of_a_broadcast_do_not_hold_each_other_up() -> None:
+    # Rank 0 sends after 10 ms; rank 1 receives after 10, rank 2 after 18 and nobody waits for it.
+    # In the second half rank 1 is the slow one. Replayed like an all-reduce: 18 + 18.
+    run = synchronous(
+        [
+            [
+                [{"forward": 10.0}, {"forward": 10.0}],
+                [{"forward": 10.0}, {"forward": 18.0}],
+                [{"forward": 18.0}, {"forward": 10.0}],
+            ]
+        ]
+        * STEPS
+    )
+    waits, phases, ends = [], run.phases_ns.copy(), run.end_ns.copy()
+    length = 28 * NS
+    starts = np.tile(length * np.arange(STEPS), (3, 1))
+    ends = starts + length
+    for rank, first in enumerate((10, 10, 18)):
+        begin = np.repeat(starts[rank], 2)
+        arrive = begin + np.tile([first * NS, run.self_ns[rank, 0]], STEPS)
+        leave = begin + np.tile([first * NS, length], STEPS)
+        w = run.waits[rank]
+        waits.append(replace(w, issue_ns=arrive, wait_ns=arrive, end_ns=leave))
+        phases[rank, :, PHASES.index("exposed_comm")] = length - run.self_ns[rank]
+    real = replace(run, start_ns=starts, end_ns=ends, phases_ns=phases, waits=tuple(waits))
+
+    result = account(real)
+
+    assert result.step_ms == pytest.approx(28.0)
+    assert result.term("serialization").ms == pytest.approx(0.0)
+    assert result.term("transfer").ms == pytest.approx(0.0)
 
 
 def test_exposed_communication_is_transfer() -> None:

@@ -145,6 +145,16 @@ def test_clocks_that_cannot_be_one_clock_are_not_compared() -> None:
     assert result.other_s is None
 
 
+@pytest.mark.parametrize("nonsense", ["soon", True, 1.5, 10**400, [], -(10**30)])
+def test_a_fact_that_is_no_time_is_no_clock(nonsense: object) -> None:
+    panel = data_parallel([[{"forward": SECOND}] * 2] * 40)
+
+    result = wall(watched(panel, started_ns=nonsense))
+
+    assert (result.startup_s, result.total_s) == (None, None)
+    assert result.steady_s == 39.0
+
+
 def test_a_run_without_steps_has_a_total_at_most() -> None:
     panel = data_parallel([[{"forward": SECOND}] * 2])
     empty = replace(panel, index=panel.index[:0])
