@@ -14,7 +14,6 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -23,12 +22,11 @@ import torch.distributed as dist
 from torch.compiler import is_compiling
 
 from diag.probes.contain import Failures
+from diag.probes.patches import Function, Patches
 from diag.probes.roots import wrap_call
 from diag.probes.tracker import DATA, Tracker
 from diag.probes.watchers import Watchers
 from diag.record.schema import Phase
-
-Function = Callable[..., Any]
 
 # Every method of a process group that moves data; older and newer names side by side.
 GROUP_METHODS = (
@@ -38,38 +36,6 @@ GROUP_METHODS = (
     "reduce_scatter_single", "reduce_scatter_tensor_coalesced", "reduce_scatter_single_coalesced",
     "alltoall", "alltoall_base", "all_to_all_single", "send", "recv", "recv_anysource", "barrier",
 )  # fmt: skip
-
-
-@dataclass
-class Patches:
-    """Replaced attributes, put back in reverse order."""
-
-    undo: list[Callable[[], None]] = field(default_factory=list)
-
-    def wrap(self, owner: Any, name: str, make: Callable[[Function], Function]) -> None:
-        """Replace owner.name by make(original). AttributeError if it is not there."""
-        original = getattr(owner, name)
-        inherited = isinstance(owner, type) and name not in vars(owner)
-        # What stands in the class, not what looking it up yields: a C++ method put back as the
-        # plain function it unwraps to would no longer bind its object.
-        raw = vars(owner).get(name, original)
-        wrapper = make(original)
-        setattr(owner, name, wrapper)
-
-        def restore() -> None:
-            # Somebody may have wrapped our wrapper: theirs stays, ours has become inert.
-            if vars(owner).get(name) is not wrapper:
-                return
-            if inherited:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, raw)
-
-        self.undo.append(restore)
-
-    def remove(self) -> None:
-        while self.undo:
-            self.undo.pop()()
 
 
 class Seams:
