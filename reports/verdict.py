@@ -79,7 +79,7 @@ def _lead(accounting: Accounting, findings: Sequence[Finding], at: Situation) ->
         )
     if efficiency >= _WELL:
         return f"{'Nothing stands out' if _is_wide(accounting) else 'Nothing wrong'}: {reached}."
-    return f"{reached}: {_largest(accounting)}."
+    return f"{reached}: {_largest(accounting, findings)}."
 
 
 def _reached(accounting: Accounting, at: Situation) -> str:
@@ -122,12 +122,16 @@ def _speedup_without(accounting: Accounting, cause: Finding) -> float | None:
     return speedup * accounting.step_ms / (accounting.step_ms - saves)
 
 
-def _largest(accounting: Accounting) -> str:
-    """Where most of the loss is when no finding names it."""
+def _largest(accounting: Accounting, findings: Sequence[Finding]) -> str:
+    """Where most of the loss is when no finding of weight names it."""
     known = [t for t in accounting.terms if t.ms is not None and t.term != "residual"]
     largest: Term = max(known, key=lambda t: t.ms or 0.0)
     if (largest.ms or 0.0) < WARNING * accounting.step_ms:
         return "many small losses, none of them 5% of the step"
+    known_as = next((one for one in findings if one.term == largest.term), None)
+    if known_as is not None:
+        what = f"{known_as.title[0].lower()}{known_as.title[1:]}"
+        return f"{what}, {f.ms(known_as.ms)} of every {f.ms(accounting.step_ms)} step"
     ms = f"{f.ms(largest.ms)} of every {f.ms(accounting.step_ms)} step"
     return _LOSES[largest.term].format(ms=ms)
 

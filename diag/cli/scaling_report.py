@@ -1,6 +1,6 @@
 """Where did the speed-up go? Explains a recorded run against its baseline.
 
-Without RUN: the newest run of several ranks, and its newest comparable baseline (fewer ranks;
+Without RUN: the newest run of several ranks, and its newest comparable baseline (the fewest ranks;
 same script, arguments, device, precision, threads and torch). Without a baseline the speed-up
 is an upper bound, and the command that would measure one is shown.
 

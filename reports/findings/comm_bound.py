@@ -29,7 +29,7 @@ def comm_bound(case: Case) -> tuple[Finding, ...]:
         finding(
             "comm-bound",
             _capped(level) if cores else level,
-            _title(larger.term),
+            _title(larger.term, cores),
             _evidence(case, accounting, cores),
             _hint(case, larger.term, cores),
             ms=ms,
@@ -62,7 +62,9 @@ def _waits_for_cores(case: Case, transfer: Term) -> bool:
     return case.traffic.bytes / _SLOW_BYTES_PER_MS < _EXPLAINS * transfer.ms
 
 
-def _title(term: TermName) -> str:
+def _title(term: TermName, cores: bool) -> str:
+    if cores:
+        return "Ranks wait for the cores they share"
     if term == "serialization":
         return "Ranks wait for each other inside the step"
     return "Communication that no compute hides"

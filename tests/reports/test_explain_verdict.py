@@ -107,6 +107,19 @@ def test_a_loss_without_a_finding_is_named_by_its_term() -> None:
     assert "many small losses, none of them 5% of the step" in verdict(many, [], AT)
 
 
+def test_a_loss_that_an_info_finding_explains_goes_by_its_title() -> None:
+    base = accounting()
+    waits = replace(base, terms=with_terms(base.terms, {"transfer": 25.0}))
+    cores = finding(
+        "comm-bound", "info", "Ranks wait for the cores they share", [], "",
+        ms=26.0, term="transfer",
+    )  # fmt: skip
+    assert verdict(waits, [cores], AT) == (
+        "2.8x on 4 ranks (69% efficient): ranks wait for the cores they share, 26.0 ms of every "
+        "87.0 ms step."
+    )
+
+
 def test_what_is_outside_the_step_is_said_to_be() -> None:
     saving: Finding = replace(
         SLOW, code="rank0-work", term=None, ms=31.9,

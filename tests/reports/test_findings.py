@@ -270,7 +270,7 @@ def test_waiting_for_a_slow_rank_is_not_communication() -> None:
 def test_a_rehearsal_that_waits_for_cores_is_only_info() -> None:
     options = {"traffic": TINY, "rehearsal": True, "cores": 2, "ranks_per_node": 4}
     (found,) = findings_of(comm_bound, local_ms(4, STEPS), 14.0, case_options=options)
-    assert found.severity == "info"
+    assert (found.severity, found.title) == ("info", "Ranks wait for the cores they share")
     assert "2 cores that 4 ranks share" in text_of(found.evidence)
 
 
