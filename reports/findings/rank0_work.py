@@ -124,7 +124,7 @@ def _flagged_finding(held: _Held, name: str, ms: float, level: Severity) -> Find
         level,
         f"The others wait while rank {held.rank} is busy with {'a ' if name == 'checkpoint' else ''}{name}",
         [
-            f"{f.seconds(held.seconds)} in {times}: {f.ms(ms)} a step over the whole run",
+            f"they waited {f.seconds(held.seconds)} in {times}: {f.ms(ms)} a step over the whole run",
             f"rank {held.rank} worked longest in {held.num_last} of them; "
             "these steps are left out of the terms",
         ],
