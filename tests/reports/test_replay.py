@@ -71,6 +71,31 @@ def test_a_collective_issued_early_hides_lateness() -> None:
     assert inner_ms(early) == [0]
 
 
+@pytest.mark.parametrize("same_order", [True, False])
+def test_receivers_of_a_broadcast_wait_for_its_root_alone(same_order: bool) -> None:
+    # Key 1 is broadcast from rank 0. Rank 2 comes 8 late to it, then is 8 faster than rank 1.
+    rows = [
+        [(1, 10, 10, 10), (2, 28, 28, 29)],
+        [(1, 10, 10, 10), (2, 28, 28, 29)],
+        [(1, 18, 18, 18), (2, 28, 28, 29)],
+    ]
+    if not same_order:
+        rows[0] = [(3, 1, 1, 1), *rows[0]]  # only rank 0 has key 3: the general path
+    panel = panel_of(rows, 29)
+    root = [np.where(w.key == 1, 0, -1) for w in panel.waits]
+    sent = replace(
+        panel, waits=tuple(replace(w, root=r) for w, r in zip(panel.waits, root, strict=True))
+    )
+    later = replace(
+        panel,
+        waits=tuple(replace(w, root=np.where(w.key == 1, 2, -1)) for w in panel.waits),
+    )
+
+    assert inner_ms(sent) == [0]
+    assert inner_ms(later) == [8]  # were rank 2 the root, all would wait for it
+    assert inner_ms(panel) == [8]  # as for an all-reduce
+
+
 def test_a_collective_issued_late_by_one_rank_holds_up_the_other() -> None:
     # Rank 1 issues at 15 what rank 0 needs at 10; then rank 0 works 10, rank 1 works 5.
     late = panel_of([[(1, 2, 10, 15), (2, 25, 25, 25)], [(1, 15, 15, 15), (2, 20, 20, 25)]], 25)
