@@ -46,12 +46,12 @@ def test_the_step_after_an_unsynchronized_one_begins_ragged_and_is_left_out() ->
 
 
 def test_what_most_steps_do_is_part_of_the_step() -> None:
-    habit = {step: StepFlag.EVALUATION for step in range(STEPS // 2 + 1)}
+    habit = dict.fromkeys(range(STEPS // 2 + 1), StepFlag.EVALUATION)
     assert steady(panel(habit)).excluded == {"warm-up": 1}
-    rare = {step: StepFlag.EVALUATION for step in range(1, STEPS // 2)}
+    rare = dict.fromkeys(range(1, STEPS // 2), StepFlag.EVALUATION)
     assert steady(panel(rare)).excluded == {"warm-up": 1, "evaluation": STEPS // 2 - 1}
 
 
 def test_a_compilation_in_most_steps_is_still_no_steady_state() -> None:
-    warm = {step: StepFlag.WARM_UP for step in range(30)}
+    warm = dict.fromkeys(range(30), StepFlag.WARM_UP)
     assert steady(panel(warm)).excluded == {"warm-up": 30}
