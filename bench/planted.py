@@ -1,11 +1,15 @@
 """Plant known causes of slowness, run them through diag, and compare what it reports.
 
     python bench/planted.py [--seed N] [--only WORD] [--steps N] [--markdown FILE]
+                            [--traceml PROGRAM]
 
 Values, ranks and seeds are drawn afresh at each run and printed. Every case must name the right
 term, ranks and phase within max(5%, 2 ms), with a residual of at most 1% of the step; a clean run
 must yield no warning and no critical finding. Exits 1 if a case fails. Needs no GPU: devices
 are sleeps (bench/jobs/planted_job.py), so ranks may outnumber the cores.
+
+With --traceml (the `traceml` program of an environment that holds traceml-ai) the same scripts
+are also run under TraceML, and what it says stands beside.
 """
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     residual: float = 0.0
     verdict: str = ""
+    traceml: str = ""
 
 
 def speed(step_ms: float) -> tuple[str, ...]:
@@ -236,8 +241,8 @@ def report(where: Path, name: str, baseline: str) -> dict[str, Any]:
 class Bench:
     """Runs cases in one folder; baselines are shared by cases with the same work."""
 
-    def __init__(self, where: Path, steps: int, seed: int) -> None:
-        self.where, self.steps, self.seed = where, steps, seed
+    def __init__(self, where: Path, steps: int, seed: int, traceml: Path | None) -> None:
+        self.where, self.steps, self.seed, self.traceml = where, steps, seed, traceml
         self.baselines: dict[tuple[str, ...], str] = {}
 
     def arguments(self, case: Case) -> list[str]:
@@ -258,7 +263,29 @@ class Bench:
         printed = diag_run(
             self.where, name, case.ranks, self.arguments(case), json.dumps(case.causes)
         )
-        return judge(case, report(self.where, name, baseline), measured_truth(printed))
+        outcome = judge(case, report(self.where, name, baseline), measured_truth(printed))
+        if self.traceml is not None:
+            outcome.traceml = self.ask_traceml(name, case)
+        return outcome
+
+    def ask_traceml(self, name: str, case: Case) -> str:
+        """TraceML's primary diagnosis of the same script, in one line."""
+        assert self.traceml is not None
+        logs = self.where / "traceml"
+        command = [
+            str(self.traceml), "run", "--mode", "summary", "--nproc-per-node", str(case.ranks),
+            "--logs-dir", str(logs), "--run-name", name, str(JOB),
+            "--args", *self.arguments(case),
+        ]  # fmt: skip
+        planted = {"PLANTED": json.dumps(case.causes), "MARK_STEPS_FOR_TRACEML": "1"}
+        subprocess.run(
+            command, cwd=self.where, env=os.environ | planted, capture_output=True, timeout=300
+        )
+        summary = logs / name / "final_summary.json"
+        if not summary.exists():
+            return "no summary"
+        said = json.loads(summary.read_text())["primary_diagnosis"]
+        return f"{said['status']}: {said['summary']}".replace("|", "/")
 
 
 def measured_truth(printed: str) -> float | None:
@@ -334,22 +361,25 @@ def check_checkpoint(outcome: Outcome, seconds: float, said: dict[str, Any]) -> 
 # -- output -----------------------------------------------------------------------------
 
 
-def row(outcome: Outcome) -> list[str]:
+def row(outcome: Outcome, traceml: bool) -> list[str]:
     case = outcome.case
     ok = "ok" if not outcome.problems else "; ".join(outcome.problems)
-    return [
+    cells = [
         case.name, str(case.ranks), outcome.planted, outcome.reported,
         f"{outcome.residual:+.2%}", ok,
     ]  # fmt: skip
+    return [*cells, outcome.traceml] if traceml else cells
 
 
-def markdown(outcomes: list[Outcome], seed: int) -> str:
+def markdown(outcomes: list[Outcome], seed: int, traceml: bool) -> str:
+    titles = ["case", "ranks", "planted (ms/step)", "reported", "residual", "result"]
+    titles += ["TraceML says"] if traceml else []
     lines = [
         f"{describe_machine()}, seed {seed}",
         "",
-        "| case | ranks | planted (ms/step) | reported | residual | result |",
-        "|---|---|---|---|---|---|",
-        *("| " + " | ".join(row(o)) + " |" for o in outcomes),
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(titles),
+        *("| " + " | ".join(row(o, traceml)) + " |" for o in outcomes),
     ]
     return "\n".join(lines) + "\n"
 
@@ -361,20 +391,22 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--keep", type=Path, help="folder for the runs (default: temporary)")
+    parser.add_argument("--traceml", type=Path, help="the `traceml` program, to ask it too")
     options = parser.parse_args()
+    beside = options.traceml is not None
     print(f"seed {options.seed}")
     cases = [c for c in all_cases(options.seed, options.steps) if options.only in c.name]
     outcomes = []
     with tempfile.TemporaryDirectory() as temporary:
-        where = options.keep or Path(temporary)
+        where = (options.keep or Path(temporary)).resolve()
         where.mkdir(parents=True, exist_ok=True)
-        bench = Bench(where, options.steps, options.seed)
+        bench = Bench(where, options.steps, options.seed, options.traceml)
         for number, case in enumerate(cases):
             outcome = bench.run(number, case)
             outcomes.append(outcome)
-            print(" | ".join(row(outcome)), flush=True)
+            print(" | ".join(row(outcome, beside)), flush=True)
     if options.markdown:
-        options.markdown.write_text(markdown(outcomes, options.seed))
+        options.markdown.write_text(markdown(outcomes, options.seed, beside))
     failed = sum(bool(o.problems) for o in outcomes)
     print(f"{len(outcomes) - failed} of {len(outcomes)} cases right")
     return 1 if failed else 0

@@ -13,7 +13,8 @@ import json
 import os
 import random
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ class SlowDisk:
         return None
 
 
-def build(options: argparse.Namespace, world: int) -> tuple[nn.Module, Net]:
+def build(options: argparse.Namespace) -> tuple[nn.Module, Net]:
     net = Net(options.blocks, options.width, norm=options.model == "batchnorm")
     if options.model == "fsdp":
         for block in net.blocks:
@@ -139,6 +140,15 @@ def set_device_speed(net: Net, options: argparse.Namespace, plan: Plan, step: in
     own.forward_s += plan.delay_s("own-forward", step)
 
 
+def step_marker(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """TraceML must be told where a step is (it has no such need in diag's runs)."""
+    if not os.environ.get("MARK_STEPS_FOR_TRACEML"):
+        return nullcontext
+    import traceml_ai
+
+    return lambda: traceml_ai.trace_step(model)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=["ddp", "batchnorm", "fsdp"], default="ddp")
@@ -157,16 +167,22 @@ def main() -> None:
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    plan = Plan(causes, rank, world, options.seed)
     torch.manual_seed(options.seed)
-    model, net = build(options, world)
+    train(options, Plan(causes, rank, world, options.seed))
+    gc.collect()  # with a live DDP the group's end may abort
+    dist.destroy_process_group()
+
+
+def train(options: argparse.Namespace, plan: Plan) -> None:
+    model, net = build(options)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     data = Samples(options.batch * (options.steps + 1), options.width, options.batch)
     loader = iter(torch.utils.data.DataLoader(data, batch_size=options.batch))
+    marked = step_marker(model)
+    block = options.unsynced_blocks
     took: dict[bool, list[float]] = {True: [], False: []}
 
-    for step in range(options.steps):
-        began = time.perf_counter()
+    def one(step: int) -> None:
         data.delay_s = plan.delay_s("data", step)
         x = next(loader)
         time.sleep(plan.delay_s("host", step))
@@ -174,9 +190,7 @@ def main() -> None:
         if checkpoint_s:
             torch.save({"step": step}, SlowDisk(checkpoint_s))
         set_device_speed(net, options, plan, step)
-        block = options.unsynced_blocks
-        synced = not block or (step // block) % 2 == 0
-        with nullcontext() if synced else model.no_sync():
+        with nullcontext() if synced(step) else model.no_sync():
             loss = model(x).pow(2).mean()
             loss.backward()
         optimizer.step()
@@ -184,16 +198,21 @@ def main() -> None:
         if options.reduce_loss:
             mean = loss.detach().clone()
             dist.all_reduce(mean)
-        if block and step % block > 1:
-            took[synced].append(time.perf_counter() - began)
 
-    if options.unsynced_blocks and rank == 0:
+    def synced(step: int) -> bool:
+        return not block or (step // block) % 2 == 0
+
+    for step in range(options.steps):
+        began = time.perf_counter()
+        with marked():
+            one(step)
+        if block and step % block > 1:
+            took[synced(step)].append(time.perf_counter() - began)
+
+    if block and plan.rank == 0:
         synced_ms = sum(took[True]) / len(took[True]) * 1e3
         alone_ms = sum(took[False]) / len(took[False]) * 1e3
         print(f"TRUTH exposed_ms {synced_ms - alone_ms:.3f}", flush=True)
-    del model, net, optimizer, loss
-    gc.collect()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
