@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diag.record.columns import column
 from diag.record.reader import RankRecord, Run
 from diag.reports.model import MemorySeries
 
@@ -108,7 +109,7 @@ def _to_realtime(record: RankRecord) -> int | None:
 
 
 def _of_kinds(events: pa.Table, kinds: tuple[str, ...]) -> pa.Table:
-    return events.filter(pc.is_in(events["kind"].cast(pa.string()), pa.array(kinds, pa.string())))
+    return events.filter(pc.is_in(events["kind"].cast(pa.string()), column(kinds, pa.string())))
 
 
 def _events(record: RankRecord, kinds: tuple[str, ...]) -> list[Event]:

@@ -17,6 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from diag.record.columns import column
+
 CRC_KEY = b"crc32"
 ROWS_KEY = b"rows"
 _OVERFLOW = "(others)"
@@ -31,7 +33,7 @@ class _Codes:
         # The last code is kept for everything that no longer fits the index type.
         self._room: int = 2 ** (kind.index_type.bit_width - 1) - 1
         self._names: list[str] = []
-        self._dictionary = pa.array([], kind.value_type)
+        self._dictionary = column([], kind.value_type)
 
     def encode(self, values: Sequence[str | None]) -> pa.DictionaryArray:
         try:
@@ -39,8 +41,8 @@ class _Codes:
         except KeyError:
             codes = list(map(self._add, values))
         if len(self._dictionary) != len(self._names):
-            self._dictionary = pa.array(self._names, self._kind.value_type)
-        return self.name(pa.array(codes, self._kind.index_type))
+            self._dictionary = column(self._names, self._kind.value_type)
+        return self.name(column(codes, self._kind.index_type))
 
     def name(self, codes: pa.Array) -> pa.DictionaryArray:
         return pa.DictionaryArray.from_arrays(codes, self._dictionary, safe=False)
@@ -74,7 +76,8 @@ class RowEncoder:
     def batch(self, rows: Sequence[tuple[Any, ...]]) -> pa.RecordBatch:
         """`rows` as a batch, without those that do not fit the schema."""
         if not rows:
-            return pa.RecordBatch.from_pylist([], schema=self._schema)
+            none = [pa.nulls(0, field.type) for field in self._schema]
+            return pa.RecordBatch.from_arrays(none, schema=self._schema)
         try:
             return self._whole(rows)
         except (ValueError, TypeError, OverflowError):  # pyarrow's are among them
@@ -93,7 +96,7 @@ class RowEncoder:
         arrays = []
         for field, values in zip(self._schema, zip(*rows, strict=True), strict=True):
             codes = self._codes.get(field.name)
-            arrays.append(pa.array(values, field.type) if codes is None else codes.encode(values))
+            arrays.append(column(values, field.type) if codes is None else codes.encode(values))
             self._pause()
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
@@ -140,8 +143,8 @@ def checksum(batch: pa.RecordBatch, rows: tuple[int, int]) -> int:
     """CRC-32 of a batch's columns and values; the same before writing and after reading."""
     columns = " ".join(f"{field.name}:{_type_name(field.type)}" for field in batch.schema)
     value = zlib.crc32(f"{rows} {len(batch)} {columns}".encode())
-    for column in batch.columns:
-        value = _array_checksum(column, value)
+    for contents in batch.columns:
+        value = _array_checksum(contents, value)
     return value
 
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from diag.errors import RecordError
 from diag.record.atomic import read_json_object
+from diag.record.columns import column
 from diag.record.liveness import is_running
 from diag.record.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 from diag.record.store import RANK_JSON, RunDir
@@ -239,7 +240,9 @@ def _noted(events: pa.Table) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _wanted(events: pa.Table) -> pa.Array:
-    return pc.is_in(events["kind"].cast(pa.string()), pa.array(["rollup", "probe_failure"]))
+    return pc.is_in(
+        events["kind"].cast(pa.string()), column(["rollup", "probe_failure"], pa.string())
+    )
 
 
 def _rollup_clause(detail: Mapping[str, Any]) -> str:
