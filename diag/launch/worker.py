@@ -62,9 +62,12 @@ class Instruments:
         self._config = config
         self._place = place
         self._session: Any = None
+        self._pid = os.getpid()
 
     def install(self) -> None:
         """Never raises: it runs inside the script's `import torch`."""
+        if os.getpid() != self._pid:  # a child forked before that import: no rank of ours
+            return
         try:
             self._install()
         except Exception as error:
