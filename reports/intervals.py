@@ -16,7 +16,7 @@ Each limit is the wider of the two. Where ranks truly differ or truly do not, th
 or the tied one is right; between, the recorded one covers.
 
 Jitter has a second trap: an event too rare to be in the record resamples to none. Its upper
-limit is at least that of a Poisson count of the steps in which another rank was the slowest.
+limit is at least that of the share of steps in which another rank than the slowest was last.
 """
 
 from __future__ import annotations
@@ -122,17 +122,18 @@ def _ties(mean: F64, drawn: F64) -> F64:
 
 
 def _rare_events(steps: Columns) -> float:
-    """97.5% upper limit of a mean made of rare events, ms.
+    """97.5% upper limit of jitter from how often another rank than the slowest was the last, ms.
 
-    The count's limit is (√(k + 1) + 0.98)², the square-root transform of a Poisson count
-    (Anscombe 1948): 3.9 for none seen. Their size: the mean of those seen, or, with none, the
-    spread of the margin by which the slowest rank led.
+    Of that share the limit is sin²(asin √((k + 1) / (n + 1)) + 0.98 / √n), the arcsine transform
+    of a binomial (Anscombe 1948): 3.9 of n for none seen. Times the mean lateness of those seen,
+    or, with none, the spread of the margin by which the slowest rank led.
     """
     own = steps.self_time
-    slowest = own[:, int(own.mean(axis=0).argmax())]
-    lead = steps.self_max - slowest
-    seen = lead[lead > 0]
     if own.shape[1] == 1:
         return 0.0
+    slowest = own[:, int(own.mean(axis=0).argmax())]
+    lead = steps.self_max - slowest
+    seen, n = lead[lead > 0], len(lead)
     size = seen.mean() if len(seen) else (slowest - np.sort(own, axis=1)[:, -2]).std()
-    return float((np.sqrt(len(seen) + 1) + 0.98) ** 2 * size / len(lead))
+    angle = np.arcsin(np.sqrt((len(seen) + 1) / (n + 1))) + 0.98 / np.sqrt(n)
+    return float(np.sin(min(angle, np.pi / 2)) ** 2 * size)

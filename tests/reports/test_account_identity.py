@@ -342,6 +342,17 @@ class TestSavings:
         assert result.term("data").would_save_ms == pytest.approx(0.0)
         assert result.term("straggler").would_save_ms == pytest.approx(14.0)
 
+    def test_curing_a_rank_gains_no_more_than_the_next_slowest_leaves(self) -> None:
+        # Its loader is ahead because it computes slowly; the second slowest rank is 3 over.
+        run = repeated(TYPICAL, more(forward=20, data=-2), more(host=3), TYPICAL, TYPICAL)
+
+        result = account(run, BASELINE)
+
+        [first, second] = result.stragglers
+        assert (first.rank, first.excess_ms) == (1, pytest.approx(18.0))
+        assert second.rank == 2
+        assert result.term("straggler").would_save_ms == pytest.approx(18.0)
+
     def test_systemic_excess_is_gained_on_all_ranks(self) -> None:
         result = account(repeated(more(data=6), more(data=6)), BASELINE)
 

@@ -18,10 +18,12 @@ EQUAL = np.tile(np.array([2.0, 1.0, 28.0, 52.0, 6.0, 8.0]), (8, 1))
 
 
 def noisy(own: np.ndarray) -> Columns:
-    """Ranks that only compute. own: [S, R] ms."""
-    local = np.zeros((*own.shape, 6))
-    local[:, :, 2] = own
-    top, zero = own.max(axis=1), np.zeros(len(own))
+    """Ranks that only compute. own: [S, R] ms of forward, or [S, R, 6] of all phases."""
+    local = own
+    if own.ndim == 2:
+        local = np.zeros((*own.shape, 6))
+        local[:, :, 2] = own
+    top, zero = local.sum(axis=2).max(axis=1), np.zeros(len(own))
     return Columns(local, top, zero, top, top, zero + 8.0)
 
 
@@ -69,12 +71,13 @@ def test_noise_shared_by_the_ranks_widens_compute_but_not_the_straggler() -> Non
 
 @pytest.mark.parametrize("ranks", [2, 8, 32])
 def test_equal_ranks_have_a_straggler_interval_that_starts_at_zero(ranks: int) -> None:
+    # In six phases the typical rank is the median of each: below every rank, by noise alone.
     zero = 0
     for seed in range(25):
-        own = 100 + 5 * np.random.default_rng(seed).standard_normal((120, ranks))
-        zero += limits(own, "straggler")[0] == 0.0
+        local = 20 + np.random.default_rng(seed).standard_normal((120, ranks, 6))
+        zero += limits(local, "straggler")[0] == 0.0
 
-    assert zero >= 21  # 97.5% of them
+    assert zero >= 24  # with ranks taken at their word: 17 of 25 with 32
 
 
 def test_jitter_s_interval_undoes_the_bias_of_the_slowest_mean() -> None:
@@ -85,7 +88,7 @@ def test_jitter_s_interval_undoes_the_bias_of_the_slowest_mean() -> None:
         low, high = limits(own, "jitter")
         covered += low <= 2.0697 <= high
 
-    assert covered >= 21
+    assert covered >= 23  # with ranks taken at their word: 19
 
 
 def test_an_event_too_rare_to_be_seen_may_still_be() -> None:
@@ -95,6 +98,17 @@ def test_an_event_too_rare_to_be_seen_may_still_be() -> None:
 
     assert low == 0.0
     assert 0.02 < high < 0.2  # 3.9 of 100 steps, of the size of the noise
+
+
+def test_what_happens_in_most_steps_is_not_taken_for_rare() -> None:
+    rng = np.random.default_rng(0)
+    own = np.full((200, 4), 100.0)
+    own[np.arange(200), rng.integers(4, size=200)] += 8
+    low, high = limits(own, "jitter")
+
+    # The mean of the maximum is exact; what varies is the share of the rank that was late most.
+    assert low <= 6.0 <= high
+    assert high - low < 1.5
 
 
 def test_a_seed_for_the_rng_comes_from_the_shape_alone() -> None:

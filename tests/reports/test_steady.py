@@ -80,6 +80,13 @@ class TestWarmUp:
 
         assert cut <= 10
 
+    def test_what_comes_again_is_no_warm_up(self) -> None:
+        # Every 60 steps, 20 are slower: so are the first.
+        times = noisy(240, 0.5)
+        times[np.arange(240) % 60 < 20] += 10
+
+        assert warm_up_length(times) == 0
+
     def test_at_most_half_is_dropped(self) -> None:
         assert warm_up_length(np.linspace(300, 100, 60)) <= 30
 
