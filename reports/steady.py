@@ -5,11 +5,11 @@ consecutive fives, drop as many at the front as minimizes the standard error of 
 at most half of them. The series is the step time of the slowest rank in the steps that carry
 no flag. Two guards: values are first clipped to a few robust spreads around the median of the
 series' second half, so that a single slow step or a periodic one draws no cut behind itself;
-and what is dropped must differ from the rest by more than chance, than 1%, and than any stretch
-of the rest as long as it does, so that a clean or a wavy run keeps its steps. Clipping hides
-how slow a single step was, so warm-up also lasts until the last of the first few steps that is
-slower than anything in the second half (compilation). The first step is always left out: it
-has no release before it.
+and what is dropped must differ from the rest by more than 1% and than chance, correlated noise
+allowed for, so that a clean or a wavy run keeps its steps. Clipping hides how slow a single
+step was, so warm-up also lasts until the last of the first few steps that is slower than
+anything in the second half (compilation). The first step is always left out: it has no release
+before it.
 
 **Flags** are set at capture; one rank's flag leaves the step out for all, since they wait for
 it. The step after a flagged one stays. A step runs from release to release, so what follows an
@@ -128,13 +128,10 @@ def _mser(batches: F64) -> int:
 
 
 def _differs(front: F64, rest: F64) -> bool:
-    """Whether the front is unlike any stretch as long as itself in the rest, by more than chance."""
+    """Whether the front is unlike the rest by more than chance and than what matters."""
     gap = abs(float(front.mean()) - float(rest.mean()))
-    size = min(len(front), len(rest))
-    stretches = np.convolve(rest, np.full(size, 1 / size), mode="valid")
-    usual = float(np.abs(stretches - rest.mean()).max())
     noise = _CHANCE * _standard_error(rest) * math.sqrt(1 + len(rest) / len(front))
-    return gap > max(usual, noise, _MATERIAL * float(rest.mean()))
+    return gap > max(noise, _MATERIAL * float(rest.mean()))
 
 
 def _standard_error(batches: F64) -> float:
