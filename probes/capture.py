@@ -15,7 +15,7 @@ from diag.probes.contain import Failures
 from diag.probes.cuda import cuda_clock
 from diag.probes.facts import autocast_suffix, model_facts, process_start_ns
 from diag.probes.flight import FlightSweeper
-from diag.probes.gauges import NoGpu, Pulse, cuda_gpu, sample
+from diag.probes.gauges import CudaGpu, NoGpu, Pulse, cuda_gpu, sample
 from diag.probes.ledger import Ledger
 from diag.probes.roots import ForwardRoots
 from diag.probes.session import ProbeConfig, identity
@@ -38,12 +38,13 @@ class Capture:
         self.facts: dict[str, Any] = identity(config) | {"start_ns": process_start_ns()}
         self.writer = RankWriter(config.directory, config.max_bytes)
         self.heartbeat = HeartbeatWriter(config.directory / "heartbeat")
-        cuda = config.device == "cuda"
-        clock: Clock = cuda_clock() if cuda else HostClock()
-        self.gpu = cuda_gpu() if cuda else NoGpu()
-        self.ledger = Ledger(clock, self.writer)
+        self.clock: Clock = cuda_clock() if config.device == "cuda" else HostClock()
+        self.gpu: NoGpu | CudaGpu = NoGpu()
+        self.ledger = Ledger(self.clock, self.writer)
         traffic = Traffic(config.rank, torch_seams.group_ranks)
-        self.tracker = Tracker(Timeline(clock), traffic, self.ledger, failures, config.world_size)
+        self.tracker = Tracker(
+            Timeline(self.clock), traffic, self.ledger, failures, config.world_size
+        )
         per_step = rank_share(config.samples_per_step, config.rank, config.world_size)
         self.watchers = Watchers(self.tracker, self.writer, failures, per_step)
         without = frozenset(config.options.get("without", ()))
@@ -84,19 +85,20 @@ class Capture:
         if depth is not None:
             training = module.training or torch.is_grad_enabled()
             self._forward_seen |= training
-            self.watchers.forward_called(training)
+            self.watchers.forward_called(module, training)
             if training and not self.roots.settled:
                 self._autocast = autocast_suffix(self.config.device)
         return depth
 
     def _first_step(self) -> None:
         """The first cut: the model is built and has run forward and backward once."""
-        self.facts |= model_facts(self.config.device, self.tracker.has_reducers)
+        self.facts |= model_facts(self.config.device, bool(self.tracker.reducers))
         self.facts["first_step_ns"] = time.monotonic_ns()
         if dist.is_available() and dist.is_initialized():
             self.facts["backend"] = dist.get_backend()
         self.roots.first_step()
         self.seams.install_checkpoint_libraries()
+        self.seams.install_fsdp_streams()
         self._graphs = torch_seams.compiled_graphs()
         self.flight.note_cut()
 
@@ -121,6 +123,9 @@ class Capture:
     # -- called from the pulse ------------------------------------------------------------
 
     def gauge(self) -> None:
+        device = self.clock.device
+        if device is not None and isinstance(self.gpu, NoGpu):
+            self.gpu = cuda_gpu(device)
         self.writer.append_gauge(sample(self.gpu))
 
     def refresh_facts(self) -> None:

@@ -9,9 +9,9 @@ the GPU waits for the host lands on the phase the host was in.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 MILLISECOND_NS = 1_000_000
 # elapsed_time is a float32 of milliseconds: past this its resolution is worse than 1 µs.
@@ -28,30 +28,46 @@ class EventStamp:
         self.ns = ns
 
 
+class Cuda(Protocol):
+    """What the clock asks of torch.cuda; a fake in tests."""
+
+    def new_event(self) -> Any: ...
+    def capturing(self) -> bool: ...
+    def current_stream(self) -> Any: ...
+    def current_device(self) -> int: ...
+
+
 class CudaClock:
-    """Stamps from pooled CUDA events.
+    """Stamps from pooled CUDA events on the compute stream.
 
-    Args:
-        new_event: makes a timing event (``torch.cuda.Event(enable_timing=True)``).
-        capturing: whether the current stream is being captured into a graph.
-
-    The first stamp is given the host's time at which it was recorded; all others follow from
-    it by the device's own elapsed times, so durations are the device's and only the absolute
-    position carries the lag of that first event.
+    Until the first backward it gives host stamps: the script must be the first to touch CUDA, or
+    every rank would hold a context on device 0 before it can choose its own. The first event is
+    given the host's time at which it was recorded; all others follow from it by the device's
+    own elapsed times, so durations are the device's and only the absolute position carries the
+    lag of that first event.
     """
 
-    def __init__(self, new_event: Callable[[], Any], capturing: Callable[[], bool]) -> None:
-        self._new_event = new_event
-        self._capturing = capturing
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
         self._pool: list[Any] = []
+        self._stream: Any = None
         self._last: EventStamp | None = None
         self._base: EventStamp | None = None
+        self.device: int | None = None
+
+    def arm(self) -> None:
+        """Follow the stream that is current now: the one the training computes on."""
+        self._stream = self._cuda.current_stream()
+        if self.device is None:
+            self.device = self._cuda.current_device()
 
     def now(self) -> EventStamp:
-        if self._last is not None and self._capturing():
+        if self._stream is None:
+            return EventStamp(None, time.monotonic_ns())
+        if self._last is not None and self._cuda.capturing():
             return self._last
-        event = self._pool.pop() if self._pool else self._new_event()
-        event.record()
+        event = self._pool.pop() if self._pool else self._cuda.new_event()
+        event.record(self._stream)
         stamp = EventStamp(event)
         if self._base is None:
             stamp.ns = time.monotonic_ns()
@@ -60,7 +76,10 @@ class CudaClock:
         return stamp
 
     def ready(self, stamp: EventStamp) -> bool:
-        return stamp.ns is not None or bool(stamp.event.query())
+        if stamp.ns is not None:
+            return True
+        # A query during capture would invalidate the user's graph.
+        return not self._cuda.capturing() and bool(stamp.event.query())
 
     def resolve(self, stamp: EventStamp) -> int:
         if stamp.ns is None:
@@ -85,11 +104,27 @@ class CudaClock:
             stamp.event = None
 
 
-def cuda_clock() -> CudaClock:
-    """The clock of the current CUDA device."""
-    import torch
+class TorchCuda:
+    """torch.cuda itself."""
 
-    return CudaClock(
-        lambda: torch.cuda.Event(enable_timing=True),  # type: ignore[no-untyped-call]
-        torch.cuda.is_current_stream_capturing,
-    )
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+
+    def new_event(self) -> Any:
+        return self._cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def capturing(self) -> bool:
+        return self._cuda.is_current_stream_capturing()
+
+    def current_stream(self) -> Any:
+        return self._cuda.current_stream()
+
+    def current_device(self) -> int:
+        return self._cuda.current_device()
+
+
+def cuda_clock() -> CudaClock:
+    """The clock of the device the script will choose."""
+    return CudaClock(TorchCuda())

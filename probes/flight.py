@@ -66,7 +66,7 @@ class FlightSweeper:
 
     def sweep(self) -> None:
         """One sweep if it is due and DDP is at work; FSDP's collectives are seen as they leave."""
-        if time.monotonic() < self._next_s or not self.tracker.has_reducers:
+        if time.monotonic() < self._next_s or not self.tracker.reducers:
             return
         started = time.monotonic()
         self.tracker.flag(StepFlag.PROFILED)

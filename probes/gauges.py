@@ -54,16 +54,18 @@ class CudaGpu:
 
     Args:
         cuda: the module ``torch.cuda``.
+        device: the device's number as torch counts.
         nvml: the module ``pynvml``, initialised, with `handle`; None without NVML.
     """
 
-    def __init__(self, cuda: Any, nvml: Any, handle: Any) -> None:
+    def __init__(self, cuda: Any, device: int, nvml: Any, handle: Any) -> None:
         self.cuda = cuda
+        self.device = device
         self.nvml = nvml
         self.handle = handle
 
     def read(self) -> tuple[int | None, ...]:
-        stats = self.cuda.memory_stats()
+        stats = self.cuda.memory_stats(self.device)
         return (
             stats.get("allocated_bytes.all.current"),
             stats.get("reserved_bytes.all.current"),
@@ -92,8 +94,8 @@ def _tried(read: Callable[[], Any]) -> Any:
         return None
 
 
-def cuda_gpu() -> CudaGpu:
-    """This rank's device, found in NVML by its UUID (CUDA_VISIBLE_DEVICES reorders numbers)."""
+def cuda_gpu(device: int) -> CudaGpu:
+    """A device torch uses, found in NVML by its UUID (CUDA_VISIBLE_DEVICES reorders numbers)."""
     import torch
 
     nvml, handle = None, None
@@ -101,13 +103,13 @@ def cuda_gpu() -> CudaGpu:
         import pynvml
 
         pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
         uuid = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid.encode())
         nvml = pynvml
     except Exception:  # NVML is optional: its readings stay empty
         nvml = None
-    return CudaGpu(torch.cuda, nvml, handle)
+    return CudaGpu(torch.cuda, device, nvml, handle)
 
 
 def sample(gpu: NoGpu | CudaGpu) -> tuple[object, ...]:

@@ -70,8 +70,11 @@ class Ledger:
         while self.waiting and self.clock.ready(self.waiting[0].marks[-1][0]):
             step = self.waiting.popleft()
             # First its collectives: a step in the record has them, whenever the rank is killed.
-            self._write_rows(step.index, step.rows)
-            self._write_step(step)
+            try:
+                self._write_rows(step.index, step.rows)
+                self._write_step(step)
+            except Exception:  # one step that cannot be resolved must not hold up all others
+                self.given_up += 1
             # The last stamp begins the next step: it stays.
             self.clock.recycle([s for s, _ in step.marks[:-1]])
             self.clock.recycle([row.issued.issue for row in step.rows])

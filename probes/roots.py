@@ -58,7 +58,7 @@ class ForwardRoots:
         self._descend_to(roots)
         if not _compiling_in_use(roots):
             # A model evaluated without its DDP wrapper must be seen too.
-            self._label_all(_wrapped(roots))
+            self._label_all(wrapped(roots))
 
     def after_step(self, forward_seen: bool) -> bool:
         """One more step is complete; whether the search is over."""
@@ -80,7 +80,8 @@ class ForwardRoots:
             self.labelled.add(kind)
 
 
-def _wrapped(roots: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+def wrapped(roots: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """What DDP and torch.compile among `roots` hold inside."""
     inner = [getattr(m, name, None) for m in roots for name in WRAPPERS if name in m._modules]
     return [m for m in inner if isinstance(m, torch.nn.Module)]
 

@@ -22,6 +22,11 @@ HOST = int(Phase.HOST)
 class Clock(Protocol):
     """Where stamps come from. `HostClock` here; `CudaClock` in cuda.py; fakes in tests."""
 
+    device: int | None  # the CUDA device, once it is known
+
+    def arm(self) -> None:
+        """A backward begins: the script has chosen its device and stream by now."""
+
     def now(self) -> Stamp:
         """The stamp of this instant on the device the training runs on."""
 
@@ -41,7 +46,11 @@ class Clock(Protocol):
 class HostClock:
     """CLOCK_MONOTONIC: on CPU the host clock is the device clock."""
 
+    device: int | None = None
     now = staticmethod(time.monotonic_ns)
+
+    def arm(self) -> None:
+        return None
 
     def ready(self, stamp: Stamp) -> bool:
         return True
@@ -68,6 +77,7 @@ class Timeline:
 
     def __init__(self, clock: Clock) -> None:
         self.now = clock.now
+        self.arm = clock.arm
         self.marks: list[Mark] = [(clock.now(), HOST)]
         self.stack: list[int] = [HOST]
         self.base = 0
@@ -93,8 +103,8 @@ class Timeline:
 
         `always` marks also past MAX_MARKS: for ends that may become a cut.
         """
-        stamp = self.now()
         del self.stack[max(depth, 1) :]
+        stamp = self.now()
         if always or len(self.marks) < self.MAX_MARKS:
             self.marks.append((stamp, self.stack[-1]))
         return stamp

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.autograd.graph import GradientEdge
 from torch.compiler import is_compiling
 
 from diag.probes.contain import Failures
@@ -28,6 +29,7 @@ from diag.probes.tracker import DATA, Tracker
 from diag.probes.watchers import Watchers
 from diag.record.schema import Phase
 
+FSDP_PARAM_GROUP = "torch.distributed.fsdp._fully_shard._fsdp_param_group"
 # Every method of a process group that moves data; older and newer names side by side.
 GROUP_METHODS = (
     "allreduce", "allreduce_coalesced", "broadcast", "reduce", "allgather", "_allgather_base",
@@ -57,6 +59,7 @@ class Seams:
         self.failures = failures
         self.without = without
         self.patches = Patches()
+        self.cuda = False
         self.capabilities: dict[str, bool] = {}
         self._gradients_watched: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
         self._last_gradient: list[Any] = []
@@ -84,6 +87,8 @@ class Seams:
                 "ddp_instances": self._ddp_instances,
                 "ddp_buffers": self._ddp_buffers,
                 "monitored_barrier": self._monitored_barrier,
+                "future_wait": self._future_wait,
+                "ddp_forward_end": self._ddp_forward_end,
             }
         for name, install in seams.items():
             self._try(name, install)
@@ -92,11 +97,22 @@ class Seams:
         self.capabilities["engine_callback"] = (
             "engine_callback" not in self.without and _queue_callback() is not None
         )
+        self._try("graph_task", self._graph_task)
 
     def install_cuda(self) -> None:
-        """What only the CUDA path needs: copies, and FSDP2's waits between streams."""
+        """What only the CUDA path needs; before the script has touched a device."""
+        self.cuda = True
         self._try("cuda_copies", self._cuda_copies)
-        self._try("fsdp_stream_waits", self._fsdp_stream_waits)
+
+    def install_fsdp_streams(self) -> None:
+        """FSDP2's waits between streams on CUDA, if the script has imported FSDP."""
+        if self.cuda and FSDP_PARAM_GROUP in sys.modules:
+            self._try("fsdp_stream_waits", self._fsdp_stream_waits)
+
+    def _graph_task(self) -> None:
+        """Tell autograd's threads from others; without it the owner's alone are believed."""
+        current: Callable[[], int] = torch._C._current_graph_task_id
+        self.tracker.in_graph_task = lambda: current() >= 0
 
     def remove(self) -> None:
         self.patches.remove()
@@ -164,14 +180,22 @@ class Seams:
 
         issue = self.failures.contained("issue", self.tracker.issue)
         issued_as = self.failures.contained("issued", self.tracker.issued)
+        begin_wait, end_wait = self.begin_wait, self.end_wait
 
         def make(op: str) -> Callable[[Function], Function]:
             def wrap(original: Function) -> Function:
                 @functools.wraps(original)
                 def method(group: Any, *args: Any, **kwargs: Any) -> Any:
                     issued = issue(group, op, args)
-                    work = original(group, *args, **kwargs)
-                    if issued is not None:
+                    # NCCL runs a synchronous collective on the current stream within this
+                    # call: there is no Work to wait for, and the stream blocks here.
+                    waiting = begin_wait() if self.cuda and _synchronous(args) else None
+                    try:
+                        work = original(group, *args, **kwargs)
+                    finally:
+                        if waiting is not None:
+                            end_wait(waiting, "python", issued)
+                    if issued is not None and waiting is None:
                         issued_as(issued, work)
                     return work
 
@@ -210,6 +234,11 @@ class Seams:
 
         return make
 
+    def _future_wait(self) -> None:
+        """`work.get_future().wait()`, as PowerSGD's hook does."""
+        wrap = self._blocking("future", "python")
+        self.patches.wrap(torch.futures.Future, "wait", wrap)
+
     def _monitored_barrier(self) -> None:
         wrap = self._blocking("monitored_barrier", "python")
         for owner in (dist, dist.distributed_c10d):
@@ -228,7 +257,7 @@ class Seams:
         """Know every DDP as it is built. Its forward is left alone: Dynamo may trace it."""
         from torch.nn.parallel import DistributedDataParallel
 
-        built = self.failures.contained("ddp_built", self.tracker.ddp_built)
+        built = self.failures.contained("ddp_built", self.tracker.reducers.built)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
@@ -239,6 +268,24 @@ class Seams:
             return init
 
         self.patches.wrap(DistributedDataParallel, "__init__", make)
+
+    def _ddp_forward_end(self) -> None:
+        from torch.nn.parallel import DistributedDataParallel
+
+        ended = self.failures.contained("forward_ended", self.tracker.reducers.forward_ended)
+
+        def make(original: Function) -> Function:
+            @functools.wraps(original)
+            def post_forward(ddp: Any, output: Any) -> Any:
+                if is_compiling():
+                    return original(ddp, output)
+                result = original(ddp, output)
+                ended(ddp, torch.is_grad_enabled())
+                return result
+
+            return post_forward
+
+        self.patches.wrap(DistributedDataParallel, "_post_forward", make)
 
     def _ddp_buffers(self) -> None:
         from torch.nn.parallel import DistributedDataParallel
@@ -268,6 +315,7 @@ class Seams:
         safe = self.failures.contained
         begin = safe("begin_backward", tracker.begin_backward)
         end = safe("end_backward", tracker.end_backward)
+        end_inner = safe("end_inner_backward", tracker.end_inner_backward)
         watch = safe("watch_local_end", self._watch_local_end)
         done = safe("unwatch_local_end", _call)
         self._local_end = safe("local_end", tracker.local_backward_ended)
@@ -277,15 +325,20 @@ class Seams:
             @functools.wraps(original)
             def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
                 depth = begin()
-                if depth is None:
+                if depth is None and not (tracker.in_backward and tracker.here()):
                     return original(tensors, *args, **kwargs)
+                if not isinstance(tensors, (torch.Tensor, list, tuple, GradientEdge)):
+                    tensors = tuple(tensors)  # an iterator is read once, and torch must read it
                 unwatch = watch(tensors) if tracker.sync_expected else None
                 try:
                     return original(tensors, *args, **kwargs)
                 finally:
                     if unwatch is not None:
                         done(unwatch)
-                    end(depth)
+                    if depth is None:
+                        end_inner()
+                    else:
+                        end(depth)
 
             return backward
 
@@ -297,14 +350,22 @@ class Seams:
         A callback queued from a hook on the loss runs before DDP's finalizer, which is queued
         when the last bucket is ready.
         """
-        roots = (tensors,) if isinstance(tensors, torch.Tensor) else tensors
-        root = next((t for t in roots if t.requires_grad), None)
-        if root is None:
-            return None
+        if _compiled_autograd():
+            return None  # it would trace our hook
         if not self.capabilities["engine_callback"]:
             return self._watch_last_gradient()
-        handle: Any = root.register_hook(self._at_root)
-        unwatch: Callable[[], None] = handle.remove
+        roots = tensors if isinstance(tensors, (list, tuple)) else (tensors,)
+        # Every root: the one that leads to the DDP is not known, and repeats do no harm.
+        handles: list[Any] = [
+            root.register_hook(self._at_root)  # type: ignore[no-untyped-call]
+            for root in roots
+            if isinstance(root, torch.Tensor) and root.requires_grad
+        ]
+
+        def unwatch() -> None:
+            for handle in handles:
+                handle.remove()
+
         return unwatch
 
     def _queue_local_end(self, grad: torch.Tensor) -> None:
@@ -314,7 +375,7 @@ class Seams:
 
     def _watch_last_gradient(self) -> Callable[[], None]:
         """Fallback: the last parameter whose gradient arrives ends the local backward."""
-        for ddp in self.tracker.live_ddps():
+        for ddp in self.tracker.reducers.alive():
             if ddp not in self._gradients_watched:
                 self._gradients_watched.add(ddp)
                 self._watch_gradients(ddp)
@@ -345,18 +406,22 @@ class Seams:
             register_optimizer_step_pre_hook,
         )
 
-        open_steps: list[int] = []
+        open_steps: list[tuple[int, int]] = []  # of nested optimizers: (id, depth)
         begin = self.failures.contained("begin_step", self.tracker.begin_step)
 
         def before(optimizer: Any, args: Any, kwargs: Any) -> None:
             depth = begin(optimizer)
             self.watchers.optimizer_stepped()
             if depth is not None:
-                open_steps[:] = [depth]
+                open_steps.append((id(optimizer), depth))
 
         def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if open_steps:
-                self.end(open_steps.pop())
+            # What lies above belongs to optimizers that raised.
+            while open_steps:
+                owner, depth = open_steps.pop()
+                if owner == id(optimizer):
+                    self.end(depth)
+                    return
 
         for handle in (
             register_optimizer_step_pre_hook(before),
@@ -397,6 +462,7 @@ class Seams:
         safe, watchers = self.failures.contained, self.watchers
         drew, delivered = safe("drew", watchers.drew), safe("delivered", watchers.delivered)
         opened = safe("opened", watchers.loader_opened)
+        opening = safe("opening", watchers.loader_opening)
         label = self._phase(DATA)
 
         def next_index(original: Function) -> Function:
@@ -424,6 +490,7 @@ class Seams:
 
             @functools.wraps(original)
             def iterate(loader: Any) -> Any:
+                opening(loader)
                 iterator = timed(loader)
                 opened(loader, iterator)
                 return iterator
@@ -457,7 +524,7 @@ class Seams:
         def make(original: Function) -> Function:
             @functools.wraps(original)
             def moved(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-                if is_compiling() or tensor.is_cuda:
+                if is_compiling() or tensor.is_cuda or not to_cuda(original, args, kwargs):
                     return original(tensor, *args, **kwargs)
                 depth = begin(copy)
                 if depth is None:
@@ -469,21 +536,78 @@ class Seams:
 
             return moved
 
+        # Lazy parameters let only these very functions through.
+        from torch.nn import parameter
+
+        mixin: Any = parameter.UninitializedTensorMixin  # type: ignore[attr-defined]
+        allowed: list[Any] = mixin._allowed_methods
+        to_cuda = self.failures.contained("to_cuda", moves_to_cuda)
         for name in ("to", "cuda"):
             self.patches.wrap(torch.Tensor, name, make)
+            wrapper = getattr(torch.Tensor, name)
+            allowed.append(wrapper)
+            self.patches.undo.append(functools.partial(allowed.remove, wrapper))
 
     def _fsdp_stream_waits(self) -> None:
-        from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+        """Inside FSDP2's own waits, the compute stream's waiting for another one is blocking."""
+        group = sys.modules[FSDP_PARAM_GROUP].FSDPParamGroup
+        inside = [0]
 
-        wrap = self._blocking("fsdp:stream", "python")
-        for name in ("wait_for_unshard", "finalize_backward"):
-            self.patches.wrap(FSDPParamGroup, name, wrap)
+        def entered(original: Function) -> Function:
+            @functools.wraps(original)
+            def method(*args: Any, **kwargs: Any) -> Any:
+                inside[0] += 1
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    inside[0] -= 1
+
+            return method
+
+        blocking = self._blocking("fsdp:stream", "python")
+
+        def wait_event(original: Function) -> Function:
+            blocks = blocking(original)
+
+            @functools.wraps(original)
+            def wait(stream: Any, event: Any) -> Any:
+                if inside[0] and stream == torch.cuda.current_stream():
+                    return blocks(stream, event)
+                return original(stream, event)
+
+            return wait
+
+        for name in ("wait_for_unshard", "post_backward", "finalize_backward"):
+            self.patches.wrap(group, name, entered)
+        self.patches.wrap(torch.cuda.Stream, "wait_event", wait_event)
 
     # -- forward ------------------------------------------------------------------------
 
     def wrap_forward(self, kind: type) -> None:
         """Label calls of this module class. The class is patched, never the instance."""
         self.patches.wrap(kind, "__call__", wrap_call)
+
+
+def moves_to_cuda(original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether Tensor.to or Tensor.cuda, called with these, ends on a CUDA device."""
+    if original.__name__ == "cuda":
+        return True
+    for target in (*args, kwargs.get("device"), kwargs.get("other")):
+        if isinstance(target, (int, str, torch.device)) and not isinstance(target, bool):
+            return torch.device(target).type == "cuda"
+        if isinstance(target, torch.Tensor):
+            return target.is_cuda
+    return False
+
+
+def _synchronous(args: tuple[Any, ...]) -> bool:
+    """Whether a process group method was called without async_op."""
+    return any(getattr(arg, "asyncOp", True) is False for arg in args)
+
+
+def _compiled_autograd() -> bool:
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return bool(getattr(module, "compiled_autograd_enabled", False))
 
 
 def _call(action: Callable[[], None]) -> None:
@@ -563,9 +687,11 @@ def flight_recorder_json() -> str | None:
     """The flight recorder's ring, without stacks; None where this build has none."""
     import torch._C._distributed_c10d as c10d
 
-    dump = getattr(c10d, "_dump_fr_trace_json", None) or getattr(
-        c10d, "_dump_nccl_trace_json", None
-    )
+    # NCCL keeps a recorder of its own; the other one is gloo's.
+    names = ["_dump_fr_trace_json", "_dump_nccl_trace_json"]
+    if dist.is_initialized() and "nccl" in dist.get_backend():
+        names.reverse()
+    dump = next((d for n in names if (d := getattr(c10d, n, None)) is not None), None)
     if dump is None:
         return None
     text = dump(True, False)

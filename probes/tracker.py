@@ -16,6 +16,7 @@ from typing import Any
 
 from diag.probes.contain import Failures
 from diag.probes.ledger import Draft, Ledger
+from diag.probes.reducers import Reducers
 from diag.probes.timeline import Stamp, Timeline
 from diag.probes.traffic import Blocked, Issued, Traffic
 from diag.record.schema import Phase, StepFlag
@@ -25,6 +26,7 @@ OPTIMIZER, EXPOSED, HOST = int(Phase.OPTIMIZER), int(Phase.EXPOSED_COMM), int(Ph
 monotonic = time.monotonic_ns
 # A leading optimizer that let this many others step since its own last one is out of use.
 ABANDONED_AFTER = 200
+MAX_ROWS = 20_000
 
 
 @dataclass(slots=True)
@@ -48,10 +50,13 @@ class Tracker:
         self.world = world
         self.armed = True
         self.owner = threading.get_ident()
-        self.in_backward = 0
+        self.in_backward = False
         self.draft = Draft()
         self.steps = 0
         self.first_cut_ns: int | None = None
+        # Whether this thread works for a backward: on CUDA that is autograd's own thread, and the
+        # owner waits. Any other thread (a prefetcher, a checkpointer) is not the training's.
+        self.in_graph_task: Callable[[], bool] = lambda: True
         self.on_first_step: Callable[[], object] = lambda: None
         self.on_step: Callable[[], object] = lambda: None
         self.on_beat: Callable[[int, int, int, int, int], object] = lambda *_: None
@@ -62,8 +67,9 @@ class Tracker:
         self._backward_end: int | None = None  # position of the last backward's end
         self._after_backward: int | None = None  # position of the last wait's end after it
         self._backward_synced = False
-        self._ddps: dict[str, weakref.ref[Any]] = {}
-        self._reducers: list[tuple[str, Any]] = []  # those this backward will synchronize
+        self.reducers = Reducers()
+        self._expected: list[tuple[str, Any]] = []  # those this backward will synchronize
+        self._gradient_wait: tuple[Stamp, Stamp] | None = None
         self._leader: weakref.ref[Any] | None = None  # the first-stepping optimizer
         self._leader_missed = 0  # cuts other optimizers could have made since the leader stepped
         self._local_end: Waiting | None = None
@@ -74,7 +80,9 @@ class Tracker:
 
     def here(self) -> bool:
         """Whether this thread is the training's: the owner's, or autograd's while the owner waits."""
-        return self.armed and (self.in_backward > 0 or threading.get_ident() == self.owner)
+        return self.armed and (
+            threading.get_ident() == self.owner or (self.in_backward and self.in_graph_task())
+        )
 
     # -- plain phases -------------------------------------------------------------------
 
@@ -133,50 +141,34 @@ class Tracker:
         )
 
     def end_wait(self, waiting: Waiting, source: str, issued: Issued | None) -> None:
-        stamp = self.timeline.leave(waiting.depth, always=True)
+        # After a backward its end may become the cut.
+        stamp = self.timeline.leave(waiting.depth, always=self._backward_end is not None)
         started = monotonic()
         position = self.timeline.position
         if issued is not None:
             self.traffic.rows.append(Blocked(issued, waiting.stamp, stamp, source, position))
         if not self.in_backward and self._backward_end is not None:
             self._after_backward = position
+        if len(self.traffic.rows) > MAX_ROWS and self._backward_end is None:
+            self._let_go()
         self._waits_completed += 1
         self._beat(self.timeline.phase, 0)
         self.draft.probe_ns += monotonic() - started
+
+    def _let_go(self) -> None:
+        """Nothing steps (an evaluation, an inference job): what piled up belongs to no step."""
+        self.ledger.before_steps(self.traffic.take_rows(self.timeline.position))
+        if self._cut_from is None:
+            self.timeline.cut(self.timeline.position)
 
     def anonymous(self, group: str, op: str, stamp: Stamp, num_bytes: int, dtype: str) -> Issued:
         """A collective whose issue nobody saw: it arrives when the rank blocks on it."""
         seq = self.traffic.next_seq(group)
         return Issued(group, seq, op, num_bytes, dtype, stamp, self.traffic.site())
 
-    # -- DDP ----------------------------------------------------------------------------
-
-    def ddp_built(self, ddp: Any) -> None:
-        self._ddps[f"ddp:{len(self._ddps)}"] = weakref.ref(ddp)
-
-    def live_ddps(self) -> list[Any]:
-        return [ddp for ref in self._ddps.values() if (ddp := ref()) is not None]
-
-    def _expecting(self) -> list[tuple[str, Any]]:
-        """(name, process group) of each DDP whose last forward asked its backward to synchronize.
-
-        `require_forward_param_sync` is what DDP itself notes at the end of each forward.
-        """
-        alive = ((name, ref()) for name, ref in self._ddps.items())
-        return [
-            (name, ddp.process_group)
-            for name, ddp in alive
-            if ddp is not None and ddp.require_forward_param_sync
-        ]
-
-    def _reducer_name(self, ddp: Any) -> str:
-        for name, ref in self._ddps.items():
-            if ref() is ddp:
-                return name
-        return "ddp"
-
     def buffers_issued(self, ddp: Any, stamp: Stamp) -> Issued:
-        name = self._reducer_name(ddp) + "/buffers"
+        """DDP's broadcast of its buffers, BatchNorm's for one."""
+        name = self.reducers.name(ddp) + "/buffers"
         self.traffic.note_group(name, ddp.process_group)
         issued = self.anonymous(name, "broadcast", stamp, 0, "")
         if getattr(ddp, "buffer_hook", None) is None:
@@ -186,24 +178,26 @@ class Tracker:
     # -- backward -----------------------------------------------------------------------
 
     def begin_backward(self) -> int | None:
-        if self.in_backward or not self.here():
+        if self.in_backward:
             return None
+        if self._leader is None and self.armed:
+            self.owner = threading.get_ident()  # whoever trains, not whoever imported torch
+        if self.here():
+            self.timeline.arm()
         depth = self.begin(BACKWARD)
-        self.in_backward = 1
+        if depth is None:
+            return None
         self._backward_synced = False
         self._after_backward = None
-        self._reducers = self._expecting()
+        self._expected = self.reducers.expecting()
+        self._gradient_wait = None
+        self.in_backward = True
         return depth
 
     @property
     def sync_expected(self) -> bool:
         """Whether the backward under way ends in a synchronization by DDP."""
-        return bool(self._reducers)
-
-    @property
-    def has_reducers(self) -> bool:
-        """Whether DDP has been seen at work."""
-        return bool(self._ddps)
+        return bool(self._expected)
 
     def local_backward_ended(self) -> None:
         """This rank's own gradients are computed; DDP now waits for the others'."""
@@ -216,23 +210,41 @@ class Tracker:
             self.timeline.enter_at(stamp, EXPOSED)
             self._local_end = Waiting(len(self.timeline.stack), stamp)
 
+    def end_inner_backward(self) -> None:
+        """A backward inside the backward (a reentrant checkpoint) is over, and DDP's wait with
+        it, if the last gradient came there. The longest such wait stands for all."""
+        waiting, self._local_end = self._local_end, None
+        if waiting is not None:
+            end = self.timeline.leave(waiting.depth, always=True)
+            self._note_gradient_wait(waiting.stamp, end)
+
+    def _note_gradient_wait(self, start: Stamp, end: Stamp) -> None:
+        """On CUDA stamps cannot be compared yet: there the last wait stands."""
+        known = self._gradient_wait
+        comparable = isinstance(start, int) and known is not None
+        if not comparable or known is None or end - start >= known[1] - known[0]:
+            self._gradient_wait = (start, end)
+
     def end_backward(self, depth: int) -> None:
         started = monotonic()
         waiting, self._local_end = self._local_end, None
+        # Whatever fails below, the next backward must find this one closed.
+        self.in_backward = False
+        self._backward_end = self.timeline.position
         stamp = self.timeline.leave(depth, always=True)
-        self.in_backward = 0
-        position = self.timeline.position
-        for name, group in self._reducers:
-            self.traffic.note_group(name, group)
-            self._synced_over(group.size())
-            if waiting is not None:
-                issued = self.anonymous(name, "gradients", waiting.stamp, 0, "")
-                self.traffic.rows.append(Blocked(issued, waiting.stamp, stamp, "ddp", position))
-        self._reducers = []
+        position = self._backward_end = self.timeline.position
         if waiting is not None:
             self._waits_completed += 1
+            self._note_gradient_wait(waiting.stamp, stamp)
+        expected, self._expected = self._expected, []
+        for name, group in expected:
+            self.traffic.note_group(name, group)
+            self._synced_over(group.size())
+            if self._gradient_wait is not None:
+                start, end = self._gradient_wait
+                issued = self.anonymous(name, "gradients", start, 0, "")
+                self.traffic.rows.append(Blocked(issued, start, end, "ddp", position))
         self._beat(HOST, 0)
-        self._backward_end = position
         self.draft.micro_batches += 1
         self.draft.probe_ns += monotonic() - started
 
@@ -285,9 +297,10 @@ class Tracker:
             self.on_first_step()
             self.ledger.before_steps(rows)
             return
-        self.on_step()
-        self.ledger.add(self.steps, marks, rows, draft)
+        index = self.steps
         self.steps += 1
+        self.on_step()
+        self.ledger.add(index, marks, rows, draft)
 
     def _cut_position(self) -> int:
         assert self._backward_end is not None

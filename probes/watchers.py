@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from diag.probes.contain import Failures
+from diag.probes.roots import wrapped
 from diag.probes.samples import LoaderSizes, batch_samples, batch_tokens
-from diag.probes.tracker import Tracker
+from diag.probes.tracker import DATA, Tracker
 from diag.record.schema import StepFlag
 
 GC_PAUSE_NS = 1_000_000  # shorter pauses are noise, and there are many of them
@@ -41,6 +42,7 @@ class Watchers:
         self.samples_problem: str | None = None
         self.optimizer_steps = 0
         self._sizes: weakref.WeakKeyDictionary[Any, LoaderSizes] = weakref.WeakKeyDictionary()
+        self._trained: weakref.WeakSet[Any] = weakref.WeakSet()
         self._evaluating_since: int | None = None
         self._gc_started = 0
 
@@ -49,6 +51,12 @@ class Watchers:
         self.sink.append_event(row)
 
     # -- samples ------------------------------------------------------------------------
+
+    def loader_opening(self, loader: Any) -> None:
+        """A persistent iterator is taken up again: what it drew and never delivered is void."""
+        iterator = getattr(loader, "_iterator", None)
+        if iterator is not None and iterator in self._sizes:
+            self._sizes[iterator].drawn.clear()
 
     def loader_opened(self, loader: Any, iterator: Any) -> None:
         """A pass over a loader begins."""
@@ -61,7 +69,8 @@ class Watchers:
 
     def drew(self, iterator: Any, index: Any) -> None:
         """A loader drew the indices of a batch that it delivers later, in this order."""
-        if self.tracker.armed and isinstance(index, (list, tuple)):
+        counted = self.per_step is None and getattr(iterator, "_dataset_kind", 0) == 0
+        if self.tracker.armed and counted and isinstance(index, (list, tuple)):
             self._sizes.setdefault(iterator, LoaderSizes()).drawn.append(len(index))
 
     def delivered(self, iterator: Any, batch: Any) -> None:
@@ -106,12 +115,21 @@ class Watchers:
 
     # -- evaluation and checkpoints -----------------------------------------------------
 
-    def forward_called(self, training: bool) -> None:
-        """A trained module is called; `training` is False for a forward in eval mode."""
-        now = time.monotonic_ns()
+    def forward_called(self, module: Any, training: bool) -> None:
+        """A root module is called; `training` is False for a forward in eval mode.
+
+        Only what has been trained can be evaluated: a teacher of the same class cannot.
+        """
         if training:
-            self.evaluation_ended(now)
+            if module not in self._trained:
+                self._trained.add(module)
+                self._trained.update(wrapped([module]))
+            if self._evaluating_since is not None:
+                self.evaluation_ended(time.monotonic_ns())
             return
+        if module not in self._trained:
+            return
+        now = time.monotonic_ns()
         self.tracker.flag(StepFlag.EVALUATION)
         if self._evaluating_since is None:
             self._evaluating_since = now
@@ -138,7 +156,8 @@ class Watchers:
         return checkpoint
 
     def _checkpoint_began(self) -> int | None:
-        if not self.tracker.here():
+        # What a dataset loads while it is asked for data is data.
+        if not self.tracker.here() or self.tracker.timeline.phase == DATA:
             return None
         self.tracker.flag(StepFlag.CHECKPOINT)
         return time.monotonic_ns()

@@ -19,6 +19,11 @@ class FakeClock:
     def __init__(self) -> None:
         self.time = 1_000
 
+    device = None
+
+    def arm(self) -> None:
+        return None
+
     def now(self) -> int:
         return self.time
 
@@ -89,7 +94,7 @@ class Rank:
         self.ddp = FakeDdp(world)
 
     def wrapped(self) -> Rank:
-        self.tracker.ddp_built(self.ddp)
+        self.tracker.reducers.built(self.ddp)
         return self
 
     def idle(self, ns: int) -> None:

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.ranks
 CAPABILITIES = [
     "work_wait", "process_group_methods", "functional_wait", "ddp_instances", "ddp_buffers",
     "monitored_barrier", "engine_callback", "backward", "optimizer_hooks", "grad_scaler",
-    "data_loader", "checkpoint", "hidden_from_dynamo",
+    "data_loader", "checkpoint", "hidden_from_dynamo", "future_wait", "ddp_forward_end",
+    "graph_task",
 ]  # fmt: skip
 LATE_MS = LATE_S * 1e3
 

@@ -17,13 +17,23 @@ class Stream:
         self.free_at = 0.0
         self.recorded = 0
         self.made = 0
+        self.is_capturing = False
 
     def launch(self, ms: float) -> None:
         self.free_at = max(self.free_at, self.host) + ms
 
-    def event(self) -> Event:
+    def new_event(self) -> Event:
         self.made += 1
         return Event(self)
+
+    def capturing(self) -> bool:
+        return self.is_capturing
+
+    def current_stream(self) -> Stream:
+        return self
+
+    def current_device(self) -> int:
+        return 3
 
 
 class Event:
@@ -31,7 +41,8 @@ class Event:
         self.stream = stream
         self.at: float | None = None
 
-    def record(self) -> None:
+    def record(self, stream: Stream) -> None:
+        assert stream is self.stream
         self.stream.recorded += 1
         self.at = max(self.stream.free_at, self.stream.host)
 
@@ -47,8 +58,23 @@ class Event:
         return later.at - self.at
 
 
-def clock_on(stream: Stream, capturing: list[bool] | None = None) -> CudaClock:
-    return CudaClock(stream.event, lambda: bool(capturing and capturing[0]))
+def clock_on(stream: Stream) -> CudaClock:
+    clock = CudaClock(stream)
+    clock.arm()
+    return clock
+
+
+def test_cuda_is_not_touched_before_the_first_backward() -> None:
+    stream = Stream()
+    clock = CudaClock(stream)
+    before = clock.now()
+    assert stream.made == 0
+    assert clock.device is None
+    assert clock.ready(before)
+    clock.arm()
+    after = clock.now()
+    assert clock.device == 3
+    assert clock.resolve(before) <= clock.resolve(after)
 
 
 def test_waiting_for_the_loader_is_idle_time_between_its_marks() -> None:
@@ -95,12 +121,16 @@ def test_an_unfinished_stamp_is_not_resolved() -> None:
 
 def test_no_event_is_recorded_during_graph_capture() -> None:
     stream = Stream()
-    capturing = [False]
-    clock = clock_on(stream, capturing)
+    clock = clock_on(stream)
+    clock.now()
     last = clock.now()
-    capturing[0] = True
+    stream.is_capturing = True
     assert clock.now() is last
-    assert stream.recorded == 1
+    assert stream.recorded == 2
+    # Nor is one queried: that would invalidate the user's graph.
+    assert not clock.ready(last)
+    stream.is_capturing = False
+    assert clock.ready(last)
 
 
 def test_events_are_pooled_and_the_base_is_kept() -> None:

@@ -206,6 +206,7 @@ def test_marks_stop_at_their_limit_but_a_cut_is_always_marked() -> None:
 
     class Ticks:
         now = staticmethod(lambda: next(ticks))
+        arm = staticmethod(lambda: None)
 
     timeline = Timeline(Ticks())  # type: ignore[arg-type]
     for _ in range(Timeline.MAX_MARKS):
