@@ -25,7 +25,7 @@ from diag.probes.tracker import Tracker
 from diag.probes.traffic import Traffic
 from diag.probes.watchers import Watchers
 from diag.record.heartbeat import HeartbeatWriter
-from diag.record.schema import StepFlag
+from diag.record.schema import Phase, StepFlag
 from diag.record.writer import RankWriter
 
 
@@ -146,6 +146,7 @@ class Capture:
                 "world_size": self.config.world_size,
                 "capabilities": self.seams.capabilities | {"forward": self._forward_seen},
                 "groups": tracker.traffic.groups,
+                "sites": {Phase(p).label: site for p, site in tracker.sites.items() if site},
                 "gradient_groups": sorted(tracker.gradient_groups),
                 "steps": tracker.steps,
                 "samples_source": watchers.samples_source,

@@ -63,6 +63,7 @@ class Tracker:
         self.ending = self.draft  # while on_step runs: the draft of the step being cut
         # Groups over which gradients were reduced, by size.
         self.gradient_groups: set[int] = set()
+        self.sites: dict[int, str] = {}  # by phase: "file:line" of the user's code
         self._cut_from: int | None = None  # position of the last cut
         self._backward_end: int | None = None  # position of the last backward's end
         self._after_backward: int | None = None  # position of the last wait's end after it
@@ -93,8 +94,15 @@ class Tracker:
         started = monotonic()
         depth = len(self.timeline.stack)
         self.timeline.enter(phase)
+        if phase not in self.sites:
+            self._note_site(phase)
         self.draft.probe_ns += monotonic() - started
         return depth
+
+    def _note_site(self, phase: int) -> None:
+        """Remember the user's line a phase begins at, once the training is under way."""
+        if self._cut_from is not None:
+            self.sites[phase] = self.traffic.site()
 
     def end(self, depth: int) -> None:
         started = monotonic()
@@ -262,6 +270,8 @@ class Tracker:
             self._cut()
         depth = len(self.timeline.stack)
         self.timeline.enter(OPTIMIZER)
+        if OPTIMIZER not in self.sites:
+            self._note_site(OPTIMIZER)
         self.draft.probe_ns += monotonic() - started
         return depth
 

@@ -19,6 +19,7 @@ from diag.reports.findings.case import Case
 from diag.reports.findings.cures import saved_by_curing
 from diag.reports.findings.periodic import occasional_workers
 from diag.reports.loaded import Loaded, load, mean_step_ms, rank_rows, step_series
+from diag.reports.locations import locate
 from diag.reports.model import (
     TERMS,
     BaselineSummary,
@@ -69,7 +70,7 @@ def explain(
     unit = choose_unit([(one.panel, one.used) for one in (loaded, *bases)])
     accounting = _account(loaded, others, bases, unit)
     case = _case(loaded, accounting, bases)
-    findings = find(case, ignore)
+    findings = locate(find(case, ignore), run)
     throughput = _throughput(loaded, bases, unit)
     ratio, ideal = _ratio(throughput), _ideal(run, bases)
     return Report(

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from diag.record.reader import RankRecord, Run
 from diag.reports.findings.case import NS_PER_MS, Traffic
+from diag.reports.locations import parse_site
 from diag.reports.model import Location
 from diag.reports.panel import Bool, Panel
 
@@ -49,16 +50,11 @@ def _longest(
     blocked = (_ints(table["end_ns"]) - _ints(table["wait_ns"])) / NS_PER_MS
     best: tuple[Location | None, float | None] = (None, None)
     for site in set(sites[rows].tolist()):
-        location = _location(site)
+        location = parse_site(site)
         ms = float(blocked[rows & (sites == site)].sum()) / num_steps
         if location is not None and ms > (best[1] or 0.0):
             best = (location, ms)
     return best
-
-
-def _location(site: str) -> Location | None:
-    file, _, line = site.rpartition(":")
-    return Location(file, int(line)) if file and line.isdigit() else None
 
 
 def _ints(column: pa.ChunkedArray) -> np.ndarray:

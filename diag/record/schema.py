@@ -156,4 +156,4 @@ STREAMS: dict[str, pa.Schema] = {
 #   {flag: bool}, start_ns (process start), ready_ns (script started), first_step_ns, last_step_ns,
 #   end_ns (script ended), steps, ended ("script"|"exception"|"max-steps"|null while running),
 #   error {type, message, file, line, function}|null, probe_failures {where: count},
-#   samples_source, samples_problem, rolled_up_collectives
+#   samples_source, samples_problem, rolled_up_collectives, sites {phase: "file:line"}

@@ -136,3 +136,14 @@ def test_an_exception_in_the_model_passes_through_and_closes_its_phase(session: 
 def test_a_loader_that_ends_closes_its_phase(session: Session) -> None:
     train(5)
     assert session.capture.tracker.timeline.stack == [6]
+
+
+def test_the_users_line_of_each_phase_is_remembered(session: Session) -> None:
+    train(5)
+    sites = session.capture.tracker.sites
+    own = {phase: site for phase, site in sites.items() if site.startswith(__file__)}
+    data, forward, backward, optimizer = 0, 2, 3, 4
+    assert set(own) == {data, forward, backward, optimizer}
+    line = {phase: int(site.rpartition(":")[2]) for phase, site in own.items()}
+    # In train(): the loop's head, then the line that calls forward and backward, then the step.
+    assert line[data] < line[forward] == line[backward] < line[optimizer]
