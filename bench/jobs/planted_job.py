@@ -146,6 +146,7 @@ def step_marker(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
         return nullcontext
     import traceml_ai
 
+    traceml_ai.init()
     return lambda: traceml_ai.trace_step(model)
 
 
@@ -175,10 +176,10 @@ def main() -> None:
 
 def train(options: argparse.Namespace, plan: Plan) -> None:
     model, net = build(options)
+    marked = step_marker(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     data = Samples(options.batch * (options.steps + 1), options.width, options.batch)
     loader = iter(torch.utils.data.DataLoader(data, batch_size=options.batch))
-    marked = step_marker(model)
     block = options.unsynced_blocks
     took: dict[bool, list[float]] = {True: [], False: []}
 

@@ -78,7 +78,7 @@ def plain(model: DDP, x: torch.Tensor) -> None:
 
 def busy_thread_beside(model: DDP, x: torch.Tensor) -> None:
     """A thread fetches from a loader of its own during the backward."""
-    data = torch.utils.data.TensorDataset(torch.zeros(64, 2))
+    data = torch.utils.data.TensorDataset(torch.zeros(16, 2))
 
     def fetch() -> None:
         for _ in torch.utils.data.DataLoader(data, batch_size=1):
