@@ -68,7 +68,7 @@ class Capture:
         safe = self.failures.contained
         self.tracker.on_first_step = safe("first_step", self._first_step)
         self.tracker.on_step = safe("step", self._step)
-        self.tracker.on_beat = safe("beat", self.heartbeat.beat)
+        self.tracker.on_beat = self.heartbeat.beat
         self.seams.install()
         if self.config.device == "cuda":
             self.seams.install_cuda()

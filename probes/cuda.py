@@ -47,6 +47,8 @@ class CudaClock:
     lag of that first event.
     """
 
+    pools = True
+
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._pool: list[Any] = []

@@ -19,7 +19,7 @@ from diag.probes.tracker import Tracker
 from diag.record.schema import StepFlag
 
 BUDGET = 0.0005  # of the wall clock, reading and writing together
-FIRST_SWEEP_S = 30.0
+FIRST_SWEEP_S = 300.0
 ITEM_BYTES = {
     "Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2,
     "Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16,

@@ -75,6 +75,8 @@ class Ledger:
                 self._write_step(step)
             except Exception:  # one step that cannot be resolved must not hold up all others
                 self.given_up += 1
+            if not self.clock.pools:
+                continue
             # The last stamp begins the next step: it stays.
             self.clock.recycle([s for s, _ in step.marks[:-1]])
             self.clock.recycle([row.issued.issue for row in step.rows])

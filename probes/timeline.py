@@ -23,6 +23,7 @@ class Clock(Protocol):
     """Where stamps come from. `HostClock` here; `CudaClock` in cuda.py; fakes in tests."""
 
     device: int | None  # the CUDA device, once it is known
+    pools: bool  # whether stamps are worth taking back
 
     def arm(self) -> None:
         """A backward begins: the script has chosen its device and stream by now."""
@@ -47,6 +48,7 @@ class HostClock:
     """CLOCK_MONOTONIC: on CPU the host clock is the device clock."""
 
     device: int | None = None
+    pools = False
     now = staticmethod(time.monotonic_ns)
 
     def arm(self) -> None:

@@ -172,7 +172,9 @@ class Tracker:
     def anonymous(self, group: str, op: str, stamp: Stamp, num_bytes: int, dtype: str) -> Issued:
         """A collective whose issue nobody saw: it arrives when the rank blocks on it."""
         seq = self.traffic.next_seq(group)
-        return Issued(group, seq, op, num_bytes, dtype, stamp, self.traffic.site())
+        # A backward's line does not change; looking for it costs as much as all the rest.
+        known = self.sites.get(BACKWARD) if op == "gradients" else None
+        return Issued(group, seq, op, num_bytes, dtype, stamp, known or self.traffic.site())
 
     def buffers_issued(self, ddp: Any, stamp: Stamp) -> Issued:
         """DDP's broadcast of its buffers, BatchNorm's for one."""

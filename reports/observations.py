@@ -16,7 +16,7 @@ from diag.record.reader import RankRecord, Run
 from diag.reports.model import MemorySeries
 
 _SERIES_POINTS = 400
-_ANCHORS = 31  # a long run has one every half second
+_ANCHORS = 31  # a long run has one at every flush
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The journal: the rows of the last seconds as lines of JSON, so that a SIGKILL loses none.
 
 Arrow's framing of a few rows costs a kilobyte and, with cold caches, 2 ms of the training
-process's time twice a second, on every rank at another moment. A line of JSON costs a quarter
+process's time at every flush, on every rank at another moment. A line of JSON costs a quarter
 of that. So flushes go here, and rows become Arrow blocks only by the thousand; then the journal
 is emptied.
 

@@ -1,4 +1,4 @@
-"""The recorder inside a training process: cheap appends, flushed twice a second by a thread.
+"""The recorder inside a training process: cheap appends, flushed every 0.8 s by a thread.
 
 The training thread only ever calls `list.append`. All else (encoding, writing) happens on one
 daemon thread whose cost is measured. No failure here reaches the training:
@@ -28,7 +28,7 @@ from diag.record.store import RANK_JSON
 Row = tuple[Any, ...]
 SCHEMA_VERSION = {"major": SCHEMA_MAJOR, "minor": SCHEMA_MINOR}
 MAX_BYTES = 256 * 2**20
-FLUSH_INTERVAL_S = 0.5
+FLUSH_INTERVAL_S = 0.8
 _LOCK_TIMEOUT_S = 5.0
 _TAKE_ORDER = ("steps", "collectives", "gauges", "events")
 
@@ -119,7 +119,7 @@ class RankWriter:
         return self._cap.stopped_from
 
     def start(self) -> None:
-        """Begin to flush every half second on a daemon thread. Idempotent."""
+        """Begin to flush every 0.8 s on a daemon thread. Idempotent."""
         if self._thread is None and not self._closed:
             self._thread = threading.Thread(target=self._run, name="diag-record", daemon=True)
             self._thread.start()

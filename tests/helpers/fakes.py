@@ -20,6 +20,7 @@ class FakeClock:
         self.time = 1_000
 
     device = None
+    pools = False
 
     def arm(self) -> None:
         return None
