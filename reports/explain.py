@@ -14,6 +14,7 @@ from diag.record.reader import Run
 from diag.reports import format as f
 from diag.reports.account import Measured, account
 from diag.reports.accounting import Accounting
+from diag.reports.ending import ending
 from diag.reports.findings import find
 from diag.reports.findings.case import Case
 from diag.reports.findings.cures import saved_by_curing
@@ -238,6 +239,7 @@ def _warnings(
     accounting: Accounting | None,
     notes: Sequence[str],
 ) -> Iterator[str]:
+    yield from ending(loaded.run)
     yield from loaded.run.warnings
     yield from loaded.panel.warnings
     yield from notes

@@ -67,7 +67,8 @@ def closing_lines(result: RunResult, runs_dir: Path) -> tuple[str, ...]:
         return (recorded,)
     if world == 1:
         return (recorded, "next: the same with --gpus N, then `diag scaling-report`")
-    where = "" if runs_dir == default_runs_dir() else f" {result.run.path}"
+    at_home = runs_dir == default_runs_dir()
+    where = f" {result.run.path.name if at_home else result.run.path}"
     return (recorded, f"next: diag scaling-report{where}")
 
 

@@ -8,6 +8,11 @@ from diag.reports.model import Finding
 
 FEWEST_STEPS = 30  # below it, intervals and significance are not to be relied on
 _ADVICE = 60
+_NEVER_STEPPED = (
+    "A step is the time from one gradient synchronization to the next: the script must call "
+    "backward() and a torch optimizer's step() at least twice on every rank. Its output is in "
+    "the run's logs/."
+)
 
 
 def short_run(case: Case) -> tuple[Finding, ...]:
@@ -24,6 +29,8 @@ def short_run(case: Case) -> tuple[Finding, ...]:
             "info",
             title,
             [recorded + (f"; left out: {f.listing(left_out)}" if left_out else "")],
-            f"Record at least {_ADVICE} steps after warm-up, e.g. diag run --max-steps 150.",
+            _NEVER_STEPPED
+            if case.panel.num_steps == 0
+            else f"Record at least {_ADVICE} steps after warm-up, e.g. diag run --max-steps 150.",
         ),
     )

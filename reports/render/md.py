@@ -34,12 +34,14 @@ def render_md(report: Report) -> str:
 
 
 def _summary(report: Report) -> list[str]:
+    estimated = report.baseline.kind == "estimated" and report.speedup.value is not None
+    bound = "at most " if estimated else ""
     facts = [
         ("run", run_words(report)),
         ("baseline", baseline_words(report)),
         (
             "speed-up",
-            f"{interval_words(report.speedup, 'ratio')} of {f.factor(report.speedup_ideal)}",
+            f"{bound}{interval_words(report.speedup, 'ratio')} of {f.factor(report.speedup_ideal)}",
         ),
         ("steps", steps_words(report)),
     ]

@@ -23,7 +23,7 @@ GLOSS: dict[TermName, str] = {
     "data": "waiting for loaders",
     "copy": "host to device",
     "host": "all other host time",
-    "straggler": "no slow rank",
+    "straggler": "within chance",
     "jitter": "rotating late rank",
     "serialization": "waits inside a step",
     "transfer": "communication",

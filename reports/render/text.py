@@ -166,7 +166,10 @@ def _wall(report: Report, colour: bool, width: int) -> list[str]:
         return []
     lines = [_heading(f"Wall clock, {f.seconds(wall.total_s)}", colour), *wrap(words, width, "  ")]
     if wall.end_to_end_speedup is not None:
-        text = f"end to end, with all of this: {f.speedup(wall.end_to_end_speedup, 2)}"
+        text = (
+            f"end to end, startup and all: {f.speedup(wall.end_to_end_speedup, 2)} against the "
+            "baseline doing the same work"
+        )
         lines += wrap(text, width, "  ")
     return lines
 

@@ -62,7 +62,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_closing_lines(store: Path) -> None:
     assert closing_lines(result(2), store) == (
         "recorded 2 ranks in diag-runs/x",
-        "next: diag scaling-report",
+        "next: diag scaling-report x",
     )
     assert closing_lines(result(1), store) == (
         "recorded 1 rank in diag-runs/x",

@@ -93,7 +93,7 @@ def test_what_the_terminal_says(trained: tuple[Path, Finished]) -> None:
         "diag: baseline first: 3 steps on 1 rank",
         "diag: baseline recorded in diag-runs/n-baseline; now the run on 2 ranks",
         "diag: recorded 2 ranks in diag-runs/n",
-        "diag: next: diag scaling-report",
+        "diag: next: diag scaling-report n",
     ]
     assert "[rank 1] rank 1 of 2" in trained[1].err
 
