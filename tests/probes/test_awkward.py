@@ -27,12 +27,9 @@ def test_the_early_rank_waits_and_the_late_one_computes(
 ) -> None:
     early, late = (answer[style] for answer in answers)
     assert early["failures"] == late["failures"] == {}
-    # A busy machine adds to every time, so only what must be there is asked for: the lateness
-    # is backward on the rank that has it and waiting on the other one.
-    assert early["mean_ms"]["exposed_comm"] > 0.6 * LATE_MS
-    assert early["mean_ms"]["backward"] < 0.6 * LATE_MS
-    assert late["mean_ms"]["backward"] > 0.9 * LATE_MS
-    assert late["mean_ms"]["exposed_comm"] < 0.6 * LATE_MS
+    assert early["mean_ms"]["exposed_comm"] == pytest.approx(LATE_MS, rel=0.4)
+    assert late["mean_ms"]["exposed_comm"] < 0.5 * LATE_MS
+    assert late["mean_ms"]["backward"] == pytest.approx(LATE_MS, rel=0.5)
     assert early["mean_ms"]["data"] == late["mean_ms"]["data"] == 0
     assert early["flags"] == late["flags"] == [0]
     assert early["ddp_waits"] == late["ddp_waits"] == list(range(1, STEPS))
