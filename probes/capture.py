@@ -40,7 +40,9 @@ class Capture:
         self.heartbeat = HeartbeatWriter(config.directory / "heartbeat")
         self.clock: Clock = cuda_clock() if config.device == "cuda" else HostClock()
         self.gpu: NoGpu | CudaGpu = NoGpu()
-        self.ledger = Ledger(self.clock, self.writer)
+        self.ledger = Ledger(self.clock, self.writer, deferred=not self.clock.pools)
+        if self.ledger.deferred:
+            self.writer.before_flush = failures.contained("settle", self.ledger.settle)
         traffic = Traffic(config.rank, torch_seams.group_ranks)
         self.tracker = Tracker(
             Timeline(self.clock), traffic, self.ledger, failures, config.world_size
@@ -60,9 +62,9 @@ class Capture:
         self._autocast = ""
         self._beats = 0
         self._background_ns = 0
-        self.begin_forward = failures.contained("begin_forward", self._begin_forward)
-        self.end_forward = failures.contained("end_forward", self.tracker.end)
-        self.stated = failures.contained("samples", self.watchers.stated)
+        self.begin_forward = failures.seam("begin_forward", self._begin_forward)
+        self.end_forward = failures.seam("end_forward", self.tracker.end)
+        self.stated = failures.seam("samples", self.watchers.stated)
 
     def start(self) -> None:
         safe = self.failures.contained
@@ -116,7 +118,7 @@ class Capture:
         if torch_seams.profiler_enabled():
             draft.flags |= StepFlag.PROFILED
         background = self.writer.flush_cost_ns + self.pulse.cost_ns
-        draft.probe_ns += background - self._background_ns
+        draft.probe_ns = self.failures.meter.step_ended() + background - self._background_ns
         self._background_ns = background
         self.flight.note_cut()
 
@@ -174,6 +176,7 @@ class Capture:
         self.watchers.evaluation_ended(now)
         self.failures.contained("settle", self.ledger.settle)()
         self.failures.contained("gauge", self.gauge)()
+        self.failures.contained("last_sweep", self.flight.last_sweep)()
         self.facts |= {"end_ns": now, "ended": ended, "error": error}
         self.writer.flush()
         self.write_facts()

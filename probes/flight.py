@@ -1,8 +1,9 @@
 """Arrivals of DDP's buckets, from torch's flight recorder: no hook in the training's way.
 
 The recorder notes each collective as it is issued from C++. Reading its ring holds the
-interpreter for some 15 µs an entry, so it is read seldom, within a budget, and the step in
-which that happens is flagged as profiled. What the ring overwrote in between is counted.
+interpreter for some 15 µs an entry, so it is read as the steps begin, when it is short and the
+steps are warm-up; then seldom, within a budget, the step flagged as profiled; and once more when
+the training is over. What the ring overwrote in between is counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from diag.probes.tracker import Tracker
 from diag.record.schema import StepFlag
 
 BUDGET = 0.0005  # of the wall clock, reading and writing together
-FIRST_SWEEP_S = 300.0
+FIRST_SWEEP_STEP = 2
 ITEM_BYTES = {
     "Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2,
     "Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16,
@@ -59,25 +60,31 @@ class FlightSweeper:
         self.last_id = -1
         self.missed = 0
         self.swept = 0
-        self._next_s = time.monotonic() + FIRST_SWEEP_S
+        self._next_s = 0.0
 
     def note_cut(self) -> None:
         self.cuts.append(time.monotonic_ns())
 
     def sweep(self) -> None:
         """One sweep if it is due and DDP is at work; FSDP's collectives are seen as they leave."""
-        if time.monotonic() < self._next_s or not self.tracker.reducers:
+        if self.tracker.steps < FIRST_SWEEP_STEP or time.monotonic() < self._next_s:
             return
         started = time.monotonic()
         self.tracker.flag(StepFlag.PROFILED)
-        text = self.dump()
+        self.last_sweep()
         self.tracker.flag(StepFlag.PROFILED)
+        ended = time.monotonic()
+        self._next_s = max(self._next_s, ended + (ended - started) / BUDGET)
+
+    def last_sweep(self) -> None:
+        """Read what is new, due or not."""
+        if not self.tracker.reducers:
+            return
+        text = self.dump()
         if text is None:
             self._next_s = float("inf")
             return
         self._write_new(json.loads(text).get("entries", []))
-        ended = time.monotonic()
-        self._next_s = ended + max(FIRST_SWEEP_S, (ended - started) / BUDGET)
 
     def _write_new(self, entries: list[dict[str, Any]]) -> None:
         offset = time.time_ns() - time.monotonic_ns()

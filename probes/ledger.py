@@ -1,10 +1,13 @@
 """From marks to rows: what a finished step leaves in the record.
 
-On CPU a step is resolved when it is cut; on CUDA when its last event has passed, steps later.
+On CPU a step is resolved by the recorder's thread, when it writes; on CUDA by the training's,
+when the step's last event has passed, steps later: an event must not be asked from elsewhere
+while a graph is captured.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,14 +45,22 @@ class _Step:
 
 
 class Ledger:
-    """Steps on their way into the record, in order."""
+    """Steps on their way into the record, in order.
+
+    Args:
+        deferred: leave the resolving to whoever calls `settle`, seconds later at most.
+    """
 
     # A device this many steps behind the host is not merely late; its steps are given up.
     MAX_WAITING = 512
+    MAX_DEFERRED = 20_000
 
-    def __init__(self, clock: Clock, sink: Sink) -> None:
+    def __init__(self, clock: Clock, sink: Sink, deferred: bool = False) -> None:
         self.clock = clock
         self.sink = sink
+        self.deferred = deferred
+        self._most = self.MAX_DEFERRED if deferred else self.MAX_WAITING
+        self._settling = threading.Lock()
         self.waiting: deque[_Step] = deque()
         self.written = 0
         self.given_up = 0
@@ -60,13 +71,18 @@ class Ledger:
 
     def add(self, index: int, marks: list[Mark], rows: list[Blocked], draft: Draft) -> None:
         self.waiting.append(_Step(index, marks, rows, draft))
-        self.settle()
-        if len(self.waiting) > self.MAX_WAITING:
+        if not self.deferred:
+            self.settle()
+        if len(self.waiting) > self._most:
             self.waiting.popleft()
             self.given_up += 1
 
     def settle(self) -> None:
         """Write every step whose stamps can be resolved without waiting."""
+        with self._settling:
+            self._settle()
+
+    def _settle(self) -> None:
         while self.waiting and self.clock.ready(self.waiting[0].marks[-1][0]):
             step = self.waiting.popleft()
             # First its collectives: a step in the record has them, whenever the rank is killed.

@@ -101,8 +101,10 @@ def wrap_call(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         session = None if is_compiling() else current.session
-        depth = None if session is None else session.begin_forward(module)
-        if session is None or depth is None:
+        if session is None or session.in_forward:
+            return original(module, *args, **kwargs)
+        depth = session.begin_forward(module)
+        if depth is None:
             return original(module, *args, **kwargs)
         try:
             return original(module, *args, **kwargs)

@@ -70,7 +70,9 @@ def batch_tokens(batch: Any) -> int | None:
 
     Only for CPU tensors: reading a CUDA tensor would synchronize.
     """
-    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+    if isinstance(batch, (list, tuple)) or not isinstance(batch, Mapping):
+        return None  # the common kinds first: asking for a Mapping is slow
+    if "input_ids" not in batch:
         return None
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     if getattr(ids, "is_cuda", True):

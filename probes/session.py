@@ -12,6 +12,9 @@ from typing import Any
 
 from diag.probes import current
 from diag.probes.contain import Failures, log
+from diag.record.schema import Phase
+
+FORWARD = int(Phase.FORWARD)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Session:
         self.config = config
         self.failures = failures
         self.capture: Any = None
+
+    @property
+    def in_forward(self) -> bool:
+        """Whether a forward is under way already: calls inside it are part of it."""
+        return self.capture is not None and self.capture.tracker.timeline.stack[-1] == FORWARD
 
     def begin_forward(self, module: Any) -> int | None:
         return self.capture.begin_forward(module) if self.capture is not None else None

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.autograd.graph import GradientEdge
 from torch.compiler import is_compiling
 
+from diag.probes.beacons import Beacons
 from diag.probes.contain import Failures
 from diag.probes.patches import Function, Patches
 from diag.probes.roots import wrap_call
@@ -64,11 +65,13 @@ class Seams:
         self._gradients_watched: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
         self._last_gradient: list[Any] = []
         # Seams run inside the training: whatever fails in one is contained here.
-        safe = failures.contained
+        safe = failures.seam
         self.begin = safe("begin", tracker.begin)
         self.end = safe("end", tracker.end)
         self.begin_wait = safe("begin_wait", tracker.begin_wait)
         self.end_wait = safe("end_wait", tracker.end_wait)
+        self._local_end = safe("local_end", tracker.local_backward_ended)
+        self.beacons = Beacons(safe("queue_local_end", self._queue_local_end))
 
     def install(self) -> None:
         seams: dict[str, Callable[[], None]] = {
@@ -115,6 +118,7 @@ class Seams:
         self.tracker.in_graph_task = lambda: current() >= 0
 
     def remove(self) -> None:
+        self.beacons.put_out()
         self.patches.remove()
 
     def _try(self, name: str, install: Callable[[], None]) -> None:
@@ -158,7 +162,7 @@ class Seams:
         from torch._C._distributed_c10d import Work
 
         begin_wait, end_wait = self.begin_wait, self.end_wait
-        claim = self.failures.contained("claim", self.tracker.traffic.claim)
+        claim = self.failures.seam("claim", self.tracker.traffic.claim)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
@@ -178,8 +182,8 @@ class Seams:
     def _group_methods(self) -> None:
         from torch._C._distributed_c10d import ProcessGroup
 
-        issue = self.failures.contained("issue", self.tracker.issue)
-        issued_as = self.failures.contained("issued", self.tracker.issued)
+        issue = self.failures.seam("issue", self.tracker.issue)
+        issued_as = self.failures.seam("issued", self.tracker.issued)
         begin_wait, end_wait = self.begin_wait, self.end_wait
 
         def make(op: str) -> Callable[[Function], Function]:
@@ -215,7 +219,7 @@ class Seams:
     def _blocking(self, group: str, source: str) -> Callable[[Function], Function]:
         """Label a function that blocks on one collective nobody saw being issued."""
         begin_wait, end_wait = self.begin_wait, self.end_wait
-        anonymous = self.failures.contained("anonymous", self.tracker.anonymous)
+        anonymous = self.failures.seam("anonymous", self.tracker.anonymous)
 
         def make(original: Function) -> Function:
             name = getattr(original, "__name__", group)
@@ -257,7 +261,7 @@ class Seams:
         """Know every DDP as it is built. Its forward is left alone: Dynamo may trace it."""
         from torch.nn.parallel import DistributedDataParallel
 
-        built = self.failures.contained("ddp_built", self.tracker.reducers.built)
+        built = self.failures.seam("ddp_built", self.tracker.reducers.built)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
@@ -272,7 +276,7 @@ class Seams:
     def _ddp_forward_end(self) -> None:
         from torch.nn.parallel import DistributedDataParallel
 
-        ended = self.failures.contained("forward_ended", self.tracker.reducers.forward_ended)
+        ended = self.failures.seam("forward_ended", self.tracker.reducers.forward_ended)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
@@ -291,7 +295,7 @@ class Seams:
         from torch.nn.parallel import DistributedDataParallel
 
         begin_wait, end_wait = self.begin_wait, self.end_wait
-        issued = self.failures.contained("buffers", self.tracker.buffers_issued)
+        issued = self.failures.seam("buffers", self.tracker.buffers_issued)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
@@ -312,14 +316,12 @@ class Seams:
 
     def _backward(self) -> None:
         tracker = self.tracker
-        safe = self.failures.contained
+        safe = self.failures.seam
         begin = safe("begin_backward", tracker.begin_backward)
         end = safe("end_backward", tracker.end_backward)
-        end_inner = safe("end_inner_backward", tracker.end_inner_backward)
+        end_inner = safe("end_inner_backward", self._end_inner_backward)
         watch = safe("watch_local_end", self._watch_local_end)
         done = safe("unwatch_local_end", _call)
-        self._local_end = safe("local_end", tracker.local_backward_ended)
-        self._at_root = safe("queue_local_end", self._queue_local_end)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
@@ -347,13 +349,16 @@ class Seams:
     def _watch_local_end(self, tensors: Any) -> Callable[[], None] | None:
         """Arrange to be told when this rank's own gradients are done, before DDP waits.
 
-        A callback queued from a hook on the loss runs before DDP's finalizer, which is queued
-        when the last bucket is ready.
+        By a parameter's hook if that is proven to come, else by a hook on the loss.
         """
         if _compiled_autograd():
+            self.beacons.put_out()
             return None  # it would trace our hook
         if not self.capabilities["engine_callback"]:
             return self._watch_last_gradient()
+        self.tracker.announced = self.beacons.begin(self.tracker.synchronizing())
+        if self.tracker.announced:
+            return None
         roots = tensors if isinstance(tensors, (list, tuple)) else (tensors,)
         # Every root: the one that leads to the DDP is not known, and repeats do no harm.
         handles: list[Any] = [
@@ -368,10 +373,17 @@ class Seams:
 
         return unwatch
 
-    def _queue_local_end(self, grad: torch.Tensor) -> None:
+    def _at_root(self, grad: torch.Tensor) -> None:
+        self.beacons.announce()
+
+    def _queue_local_end(self) -> None:
         queue = _queue_callback()
-        if queue is not None:
+        if queue is not None and self.tracker.sync_expected:
             queue(self._local_end)
+
+    def _end_inner_backward(self) -> None:
+        self.beacons.nested()
+        self.tracker.end_inner_backward()
 
     def _watch_last_gradient(self) -> Callable[[], None]:
         """Fallback: the last parameter whose gradient arrives ends the local backward."""
@@ -407,7 +419,7 @@ class Seams:
         )
 
         open_steps: list[tuple[int, int]] = []  # of nested optimizers: (id, depth)
-        begin = self.failures.contained("begin_step", self.tracker.begin_step)
+        begin = self.failures.seam("begin_step", self.tracker.begin_step)
 
         def before(optimizer: Any, args: Any, kwargs: Any) -> None:
             depth = begin(optimizer)
@@ -433,8 +445,8 @@ class Seams:
         """A step the scaler skips never reaches the optimizer's hooks, yet it is a step."""
         from torch.amp.grad_scaler import GradScaler
 
-        begin = self.failures.contained("begin_step", self.tracker.begin_step)
-        skipped = self.failures.contained("skipped", self.watchers.scaler_stepped)
+        begin = self.failures.seam("begin_step", self.tracker.begin_step)
+        skipped = self.failures.seam("skipped", self.watchers.scaler_stepped)
 
         def make(original: Function) -> Function:
             @functools.wraps(original)
@@ -459,7 +471,7 @@ class Seams:
         from torch.utils.data import DataLoader
         from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-        safe, watchers = self.failures.contained, self.watchers
+        safe, watchers = self.failures.seam, self.watchers
         drew, delivered = safe("drew", watchers.drew), safe("delivered", watchers.delivered)
         opened = safe("opened", watchers.loader_opened)
         opening = safe("opening", watchers.loader_opening)
@@ -541,7 +553,7 @@ class Seams:
 
         mixin: Any = parameter.UninitializedTensorMixin  # type: ignore[attr-defined]
         allowed: list[Any] = mixin._allowed_methods
-        to_cuda = self.failures.contained("to_cuda", moves_to_cuda)
+        to_cuda = self.failures.seam("to_cuda", moves_to_cuda)
         for name in ("to", "cuda"):
             self.patches.wrap(torch.Tensor, name, make)
             wrapper = getattr(torch.Tensor, name)

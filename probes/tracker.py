@@ -16,7 +16,7 @@ from typing import Any
 
 from diag.probes.contain import Failures
 from diag.probes.ledger import Draft, Ledger
-from diag.probes.reducers import Reducers
+from diag.probes.reducers import Reducer, Reducers
 from diag.probes.timeline import Stamp, Timeline
 from diag.probes.traffic import Blocked, Issued, Traffic
 from diag.record.schema import Phase, StepFlag
@@ -69,8 +69,9 @@ class Tracker:
         self._after_backward: int | None = None  # position of the last wait's end after it
         self._backward_synced = False
         self.reducers = Reducers()
-        self._expected: list[tuple[str, Any]] = []  # those this backward will synchronize
+        self._expected: list[Reducer] = []  # those this backward will synchronize
         self._gradient_wait: tuple[Stamp, Stamp] | None = None
+        self.announced = False  # this backward's end is to be told by a parameter's gradient
         self._leader: weakref.ref[Any] | None = None  # the first-stepping optimizer
         self._leader_missed = 0  # cuts other optimizers could have made since the leader stepped
         self._local_end: Waiting | None = None
@@ -91,12 +92,10 @@ class Tracker:
         """Open `phase`; the token closes it. None: not ours to mark."""
         if not self.here():
             return None
-        started = monotonic()
         depth = len(self.timeline.stack)
         self.timeline.enter(phase)
         if phase not in self.sites:
             self._note_site(phase)
-        self.draft.probe_ns += monotonic() - started
         return depth
 
     def _note_site(self, phase: int) -> None:
@@ -105,9 +104,7 @@ class Tracker:
             self.sites[phase] = self.traffic.site()
 
     def end(self, depth: int) -> None:
-        started = monotonic()
         self.timeline.leave(depth)
-        self.draft.probe_ns += monotonic() - started
 
     def begin_forward(self) -> int | None:
         """Open the root module's forward; nested roots and recomputation keep the outer label."""
@@ -121,11 +118,9 @@ class Tracker:
         """A collective is about to be handed to the backend."""
         if not self.here():
             return None
-        started = monotonic()
         issued = self.traffic.issue(group, op, args, self.timeline.now())
         if self.in_backward:
             self._synced_over(len(self.traffic.groups[issued.group]))
-        self.draft.probe_ns += monotonic() - started
         return issued
 
     def issued(self, issued: Issued, work: Any) -> None:
@@ -135,12 +130,10 @@ class Tracker:
         """The training is about to block on a collective, whatever phase it is in."""
         if not self.here() or self.timeline.phase == EXPOSED:
             return None
-        started = monotonic()
         depth = len(self.timeline.stack)
         waiting = Waiting(depth, self.timeline.enter(EXPOSED))
         self._waits_entered += 1
-        self._beat(EXPOSED, started)
-        self.draft.probe_ns += monotonic() - started
+        self._beat(EXPOSED, monotonic())
         return waiting
 
     def _beat(self, phase: int, pending_since_ns: int) -> None:
@@ -151,7 +144,6 @@ class Tracker:
     def end_wait(self, waiting: Waiting, source: str, issued: Issued | None) -> None:
         # After a backward its end may become the cut.
         stamp = self.timeline.leave(waiting.depth, always=self._backward_end is not None)
-        started = monotonic()
         position = self.timeline.position
         if issued is not None:
             self.traffic.rows.append(Blocked(issued, waiting.stamp, stamp, source, position))
@@ -161,7 +153,6 @@ class Tracker:
             self._let_go()
         self._waits_completed += 1
         self._beat(self.timeline.phase, 0)
-        self.draft.probe_ns += monotonic() - started
 
     def _let_go(self) -> None:
         """Nothing steps (an evaluation, an inference job): what piled up belongs to no step."""
@@ -201,6 +192,7 @@ class Tracker:
         self._after_backward = None
         self._expected = self.reducers.expecting()
         self._gradient_wait = None
+        self.announced = False
         self.in_backward = True
         return depth
 
@@ -208,6 +200,10 @@ class Tracker:
     def sync_expected(self) -> bool:
         """Whether the backward under way ends in a synchronization by DDP."""
         return bool(self._expected)
+
+    def synchronizing(self) -> list[Any]:
+        """The DDPs the backward under way synchronizes."""
+        return [ddp for r in self._expected if (ddp := r.ddp()) is not None]
 
     def local_backward_ended(self) -> None:
         """This rank's own gradients are computed; DDP now waits for the others'."""
@@ -236,7 +232,6 @@ class Tracker:
             self._gradient_wait = (start, end)
 
     def end_backward(self, depth: int) -> None:
-        started = monotonic()
         waiting, self._local_end = self._local_end, None
         # Whatever fails below, the next backward must find this one closed.
         self.in_backward = False
@@ -247,16 +242,27 @@ class Tracker:
             self._waits_completed += 1
             self._note_gradient_wait(waiting.stamp, stamp)
         expected, self._expected = self._expected, []
-        for name, group in expected:
-            self.traffic.note_group(name, group)
-            self._synced_over(group.size())
-            if self._gradient_wait is not None:
-                start, end = self._gradient_wait
-                issued = self.anonymous(name, "gradients", start, 0, "")
-                self.traffic.rows.append(Blocked(issued, start, end, "ddp", position))
+        for reducer in expected:
+            self._reduced(reducer, position)
+        if self.announced and self._gradient_wait is None:
+            # The parameter that always told where DDP's wait begins got no gradient: what was
+            # waited for is in the backward's time, and this step is no use.
+            self.draft.flags |= StepFlag.UNSYNCED
         self._beat(HOST, 0)
         self.draft.micro_batches += 1
-        self.draft.probe_ns += monotonic() - started
+
+    def _reduced(self, reducer: Reducer, position: int) -> None:
+        """The backward that ended here synchronized these gradients."""
+        if reducer.name not in self.traffic.groups:
+            ddp = reducer.ddp()
+            if ddp is not None:
+                self.traffic.note_group(reducer.name, ddp.process_group)
+        self._synced_over(reducer.size)
+        if self._gradient_wait is not None:
+            start, end = self._gradient_wait
+            kind = (reducer.num_bytes, reducer.dtype)
+            issued = self.anonymous(reducer.name, "gradients", start, *kind)
+            self.traffic.rows.append(Blocked(issued, start, end, "ddp", position))
 
     def _synced_over(self, size: int) -> None:
         self._backward_synced = True
@@ -267,14 +273,12 @@ class Tracker:
     def begin_step(self, optimizer: Any) -> int | None:
         if not self.here():
             return None
-        started = monotonic()
         if self._leads(optimizer) and self._backward_end is not None:
             self._cut()
         depth = len(self.timeline.stack)
         self.timeline.enter(OPTIMIZER)
         if OPTIMIZER not in self.sites:
             self._note_site(OPTIMIZER)
-        self.draft.probe_ns += monotonic() - started
         return depth
 
     def _leads(self, optimizer: Any) -> bool:

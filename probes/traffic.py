@@ -120,6 +120,9 @@ class Traffic:
 
     def take_rows(self, position: int) -> list[Blocked]:
         """Rows that ended at or before `position`."""
+        if not self.rows or self.rows[-1].position <= position:  # they end in order
+            taken, self.rows = self.rows, []
+            return taken
         taken = [row for row in self.rows if row.position <= position]
         self.rows = [row for row in self.rows if row.position > position]
         return taken

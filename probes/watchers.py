@@ -63,7 +63,7 @@ class Watchers:
         if not self.tracker.here():
             return
         nominal = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-        sizes = self._sizes.setdefault(iterator, LoaderSizes())
+        sizes = self._sizes_of(iterator)
         sizes.nominal = nominal if isinstance(nominal, int) else None
         self.event("epoch", time.monotonic_ns(), 0, loader=type(loader).__name__)
 
@@ -71,20 +71,18 @@ class Watchers:
         """A loader drew the indices of a batch that it delivers later, in this order."""
         counted = self.per_step is None and getattr(iterator, "_dataset_kind", 0) == 0
         if self.tracker.armed and counted and isinstance(index, (list, tuple)):
-            self._sizes.setdefault(iterator, LoaderSizes()).drawn.append(len(index))
+            self._sizes_of(iterator).drawn.append(len(index))
 
     def delivered(self, iterator: Any, batch: Any) -> None:
         """The training was handed a batch."""
         draft = self.tracker.draft
         if not self.tracker.here() or draft.stated:
             return
-        started = time.monotonic_ns()
         if self.per_step is not None:
             draft.samples = self.per_step
             return
-        sizes = self._sizes.setdefault(iterator, LoaderSizes())
         iterable = getattr(iterator, "_dataset_kind", 0) != 0
-        samples = batch_samples(batch, sizes, iterable)
+        samples = batch_samples(batch, self._sizes_of(iterator), iterable)
         if samples is None:
             draft.samples = None
             self.samples_problem = "the loader has no batch size and the batch's tensors do not share a leading dimension"
@@ -93,7 +91,12 @@ class Watchers:
         tokens = batch_tokens(batch)
         if tokens is not None:
             draft.tokens = (draft.tokens or 0) + tokens
-        draft.probe_ns += time.monotonic_ns() - started
+
+    def _sizes_of(self, iterator: Any) -> LoaderSizes:
+        sizes = self._sizes.get(iterator)
+        if sizes is None:
+            sizes = self._sizes[iterator] = LoaderSizes()
+        return sizes
 
     def stated(self, samples: int) -> None:
         """`diag.samples(n)`: the user's word, which outranks the loader."""

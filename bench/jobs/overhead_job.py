@@ -24,34 +24,69 @@ from diag.probes import ProbeConfig, install
 from diag.probes.capture import Capture
 
 BUCKETS, WIDTH = 8, 256
-FORWARD_S, BACKWARD_S = 0.007, 0.011
+STEP_S = 0.020
+FORWARD_SHARE = 0.4  # of a sleeping step
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    """Eight layers that compute, or that sleep `asleep` seconds a step in all."""
+
+    def __init__(self, asleep: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(BUCKETS))
+        self.forward_s = asleep * FORWARD_SHARE / BUCKETS
+        self.backward_s = asleep * (1 - FORWARD_SHARE) / BUCKETS
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            x = SleepingDevice.apply(layer(x), FORWARD_S / BUCKETS, BACKWARD_S / BUCKETS)
+            x = layer(x)
+            if self.forward_s:
+                x = SleepingDevice.apply(x, self.forward_s, self.backward_s)
         return x
 
 
+class Rows(torch.utils.data.Dataset[torch.Tensor]):
+    """Batches made beforehand, so that loading costs what handing over costs."""
+
+    def __init__(self, batch: int) -> None:
+        self.rows = torch.randn(batch, WIDTH)
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.rows
+
+
+def sized(device: str) -> tuple[int, float]:
+    """(batch, seconds asleep) that make a plain step last STEP_S on this machine, on all ranks."""
+    batch, asleep = (4, STEP_S) if device == "sleep" else (256, 0.0)
+    for _ in range(3):
+        replica = Replica(batch, asleep)
+        took = torch.tensor(sorted(replica.step() for _ in range(15))[7])
+        dist.all_reduce(took)
+        excess = STEP_S / (float(took) / dist.get_world_size())
+        if device == "sleep":
+            asleep = max(asleep + STEP_S - STEP_S / excess, 0.001)
+        else:
+            batch = max(int(batch * excess), 4)
+    return batch, asleep
+
+
 class Replica:
-    def __init__(self) -> None:
+    def __init__(self, batch: int, asleep: float) -> None:
         # One layer's gradient fills a bucket.
         cap_mb = WIDTH * WIDTH * 4 / 2**20
-        self.model = DistributedDataParallel(Net(), bucket_cap_mb=cap_mb)
+        self.model = DistributedDataParallel(Net(asleep), bucket_cap_mb=cap_mb)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
-        data = torch.utils.data.TensorDataset(torch.randn(200_000, WIDTH))
-        self.loader = iter(torch.utils.data.DataLoader(data, batch_size=4))
+        # One row, as often as asked for: the loader's own work stays small.
+        self.loader = iter(torch.utils.data.DataLoader(Rows(batch), batch_size=1))
 
     def step(self) -> float:
         """Train one step; its seconds."""
         began = time.perf_counter()
-        (x,) = next(self.loader)
-        self.model(x).pow(2).mean().backward()
+        x = next(self.loader)
+        self.model(x[0]).pow(2).mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return time.perf_counter() - began
@@ -74,14 +109,16 @@ class Instruments:
 
 
 def main() -> None:
-    blocks, steps = int(sys.argv[1]), int(sys.argv[2])
+    blocks, steps, device = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    plain = Replica()
+    made = sized(device)
+    plain = Replica(*made)
     place = Path(tempfile.mkdtemp()) / "rank"
     session = install(ProbeConfig(place, rank, rank, 0, world, 0, "cpu"))
     capture: Capture = session.capture
-    probed = Replica()
+    probed = Replica(*made)
     for _ in range(20):
         probed.step()
     instruments = Instruments(capture)

@@ -63,6 +63,7 @@ class RankWriter:
         flushes: flushes so far.
         flush_cost_ns: CPU time of all flushes on the threads that did them.
         flush_wall_ns: their wall time.
+        before_flush: called before each flush, on its thread: the last word of whoever appends.
     """
 
     append_step: Callable[[Row], None]
@@ -82,6 +83,7 @@ class RankWriter:
         self.flushes = 0
         self.flush_cost_ns = 0
         self.flush_wall_ns = 0
+        self.before_flush: Callable[[], object] = lambda: None
         self._reported = (0, 0)
         self._cap = Cap(max_bytes)
         self._lock = threading.Lock()
@@ -177,6 +179,7 @@ class RankWriter:
         return self.failures == failures
 
     def _flush_all(self) -> None:
+        self._contained(self.before_flush)
         self.append_event(_anchor())
         self._report_failures()
         # Steps first: what belongs to a step was appended before it, and is taken after it.
@@ -184,7 +187,7 @@ class RankWriter:
         kept = self._cap.apply(self._files.size, taken)
         self._contained(partial(self._files.write, kept))
 
-    def _contained(self, action: Callable[[], None]) -> None:
+    def _contained(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # whatever it is, it must not end the training

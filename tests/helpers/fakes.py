@@ -75,6 +75,10 @@ class FakeDdp:
     def __init__(self, size: int = 2) -> None:
         self.process_group = FakeGroup(size)
         self.require_forward_param_sync = True
+        self.find_unused_parameters = False
+
+    def parameters(self) -> list[Any]:
+        return []
 
 
 class Optimizer:

@@ -40,6 +40,7 @@ def rows(tmp_path: Path) -> Any:
     session = install(ProbeConfig(tmp_path / "rank", 0, 0, 0, 1, 0, "cpu"))
     kept: list[tuple[Any, ...]] = []
     session.capture.ledger.sink.append_step = kept.append
+    session.capture.ledger.deferred = False
     yield kept
     assert session.failures.counts == {}
     session.finish("script")

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from diag.probes.flight import FlightSweeper, entry_bytes
+from diag.probes.flight import FIRST_SWEEP_STEP, FlightSweeper, entry_bytes
 from diag.record.schema import COLLECTIVES, StepFlag
 from helpers.fakes import Rank
 
@@ -36,20 +36,22 @@ class Ring:
         return json.dumps({"entries": self.entries})
 
     def sweep(self) -> None:
+        self.rank.tracker.steps = max(self.rank.tracker.steps, FIRST_SWEEP_STEP)
         self.sweeper._next_s = 0.0
         self.sweeper.sweep()
 
 
 def test_an_entry_becomes_a_row_of_the_step_it_arrived_in() -> None:
     ring = Ring()
-    ring.rank.tracker.steps = 1
+    ring.rank.tracker.steps = 2
+    ring.sweeper.note_cut()
     ring.sweeper.note_cut()
     first_cut = time.time_ns()
     time.sleep(0.002)
     ring.sweeper.note_cut()
     ring.entries = [entry(0, first_cut), entry(1, time.time_ns())]
     ring.sweep()
-    assert [row["step"] for row in ring.rows] == [0, 1]
+    assert [row["step"] for row in ring.rows] == [1, 2]
     row = ring.rows[0]
     assert (row["group"], row["op"], row["source"]) == ("flight:0", "all_reduce", "flight")
     assert row["bytes"] == 20 * 3 * 4 + 4 * 2
@@ -80,6 +82,16 @@ def test_a_sweep_flags_its_step_and_the_next_one_waits() -> None:
     assert ring.rank.tracker.draft.flags == StepFlag.PROFILED
     ring.sweeper.sweep()
     assert ring.dumps == 1
+
+
+def test_nothing_is_read_before_the_steps_begin_and_all_of_it_when_they_are_over() -> None:
+    ring = Ring()
+    ring.entries = [entry(i, time.time_ns()) for i in range(3)]
+    ring.sweeper.sweep()
+    assert ring.dumps == 0
+    ring.sweeper.last_sweep()
+    assert len(ring.rows) == 3
+    assert ring.rank.tracker.draft.flags == StepFlag.NONE
 
 
 def test_a_build_without_a_recorder_is_asked_once() -> None:

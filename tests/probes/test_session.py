@@ -52,6 +52,7 @@ def train(steps: int, batch: int = 4, stated: int | None = None) -> Model:
 def kept(session: Session) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     session.capture.ledger.sink.append_step = rows.append
+    session.capture.ledger.deferred = False
     return rows
 
 
