@@ -70,6 +70,13 @@ def join_job(cpu: bool = False) -> Process:
     )
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's rank and how many there are; needs neither an Engine nor a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return _number("RANK", 0), _number("WORLD_SIZE", 1)
+
+
 def _number(variable: str, default: int) -> int:
     return int(os.environ.get(variable) or default)
 
