@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ class Case:
     expected: tuple[Expected, ...] = ()  # the first one must lead
     finding: str | None = None
     checkpoint_s: float | None = None
+    # Also run with nothing planted: what its terms say then is the machine's and the strategy's
+    # own (FSDP2's cost over one process), and is taken off before comparing.
+    control: bool = False
+    link_mbit: int | None = None  # the loopback device's rate, in a network namespace of its own
 
 
 @dataclass
@@ -93,9 +98,9 @@ class Draw:
 def slow(draw: Draw, phase: str, model: str, extra: tuple[str, ...] = ()) -> Case:
     ranks, ms = draw.size(), draw.ms()
     if model == "fsdp":
-        # A dozen collectives a step wait for the cores that the ranks share: the planted must
-        # be larger than that floor, or it rightly does not lead.
-        ms, extra = draw.ms(30, 50), (*extra, "--blocks", "2")
+        # Ten collectives a step wait for the cores that the ranks share: the planted must be
+        # larger than that floor, or it rightly does not lead.
+        ms = draw.ms(35, 60)
     rank = draw.rng.randrange(ranks)
     cause = {"phase": phase, "ranks": [rank], "ms": ms}
     expected = Expected("straggler", ms, (rank,), phase, would_save=ms)
@@ -131,7 +136,11 @@ def each_in_another_block(draw: Draw) -> Case:
     )
     if ranks == 2:  # both are equally large: either may lead
         expected = (Expected("serialization", ms), Expected("compute", ms))
-    return Case("each rank slow in another block", ranks, "fsdp", draw.step(), (cause,), expected)
+    arguments = (*draw.step(), "--blocks", str(ranks))
+    return Case(
+        "each rank slow in another block", ranks, "fsdp", arguments, (cause,), expected,
+        control=True,
+    )  # fmt: skip
 
 
 def all_wait_for_data(draw: Draw) -> Case:
@@ -144,9 +153,16 @@ def all_wait_for_data(draw: Draw) -> Case:
 
 
 def exposed(draw: Draw) -> Case:
-    """Gradients large enough to take long; their true cost from interleaved no_sync steps."""
-    arguments = (*speed(30.0), "--width", "1100", "--batch", "2", "--unsynced-blocks", "10")
-    return Case("exposed communication", 2, "ddp", arguments, (), (Expected("transfer", None),))
+    """Gradients over a slow link; their true cost from interleaved no_sync steps.
+
+    On an unthrottled loopback the copying itself takes the cores that backward computes on.
+    """
+    width = draw.rng.choice([400, 500, 600])
+    arguments = (*speed(30.0), "--width", str(width), "--batch", "2", "--unsynced-blocks", "10")
+    return Case(
+        "exposed communication", 2, "ddp", arguments, (), (Expected("transfer", None),),
+        "comm-bound", link_mbit=draw.rng.choice([600, 800, 1000]),
+    )  # fmt: skip
 
 
 def rotating(draw: Draw) -> Case:
@@ -220,9 +236,29 @@ def all_cases(seed: int, steps: int) -> list[Case]:
 # -- running ----------------------------------------------------------------------------
 
 
-def diag_run(where: Path, name: str, ranks: int, arguments: list[str], causes: str) -> str:
+@contextmanager
+def throttled(link_mbit: int | None) -> Iterator[tuple[str, ...]]:
+    """A prefix that runs a command where the loopback device has this rate. Needs root."""
+    if link_mbit is None:
+        yield ()
+        return
+    space = f"diag-planted-{os.getpid()}"
+    rate = f"qdisc add dev lo root tbf rate {link_mbit}mbit burst 256kb latency 400ms"
+    subprocess.run(["ip", "netns", "add", space], check=True)
+    try:
+        subprocess.run(["ip", "-n", space, "link", "set", "lo", "up"], check=True)
+        subprocess.run(["tc", "-n", space, *rate.split()], check=True)
+        yield ("ip", "netns", "exec", space)
+    finally:
+        subprocess.run(["ip", "netns", "del", space], check=True)
+
+
+def diag_run(
+    where: Path, name: str, ranks: int, arguments: list[str], causes: str,
+    prefix: tuple[str, ...] = (),
+) -> str:  # fmt: skip
     command = [
-        *DIAG, "run", "--gpus", str(ranks), "--device", "cpu", "--name", name,
+        *prefix, *DIAG, "run", "--gpus", str(ranks), "--device", "cpu", "--name", name,
         str(JOB), *arguments,
     ]  # fmt: skip
     environment = os.environ | {"PLANTED": causes}
@@ -264,10 +300,15 @@ class Bench:
     def run(self, number: int, case: Case) -> Outcome:
         baseline = self.baseline(case)
         name = f"case-{number:02d}"
-        printed = diag_run(
-            self.where, name, case.ranks, self.arguments(case), json.dumps(case.causes)
-        )
-        outcome = judge(case, report(self.where, name, baseline), measured_truth(printed))
+        with throttled(case.link_mbit) as prefix:
+            printed = diag_run(
+                self.where, name, case.ranks, self.arguments(case), json.dumps(case.causes), prefix
+            )
+        said = report(self.where, name, baseline)
+        if case.control:
+            diag_run(self.where, f"control-{number:02d}", case.ranks, self.arguments(case), "[]")
+            said = without(said, report(self.where, f"control-{number:02d}", baseline))
+        outcome = judge(case, said, measured_truth(printed))
         if self.traceml is not None:
             outcome.traceml = self.ask_traceml(name, case)
         return outcome
@@ -295,6 +336,13 @@ class Bench:
 def measured_truth(printed: str) -> float | None:
     found = re.search(r"TRUTH exposed_ms ([-\d.]+)", printed)
     return float(found[1]) if found else None
+
+
+def without(said: dict[str, Any], control: dict[str, Any]) -> dict[str, Any]:
+    """`said`, each term less what it is with nothing planted."""
+    own = {t["term"]: t["ms"] or 0.0 for t in control["terms"]}
+    terms = [t | {"ms": (t["ms"] or 0.0) - own[t["term"]]} for t in said["terms"]]
+    return said | {"terms": terms}
 
 
 # -- judging ----------------------------------------------------------------------------
