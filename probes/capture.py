@@ -65,6 +65,8 @@ class Capture:
         self.begin_forward = failures.seam("begin_forward", self._begin_forward)
         self.end_forward = failures.seam("end_forward", self.tracker.end)
         self.stated = failures.seam("samples", self.watchers.stated)
+        self.span = failures.seam("span", self.watchers.span)
+        self.checkpoint = self.watchers.checkpoint
 
     def start(self) -> None:
         safe = self.failures.contained

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ class Session:
     def samples(self, count: int) -> None:
         if self.capture is not None:
             self.capture.stated(count)
+
+    def span(self, name: str, began_ns: int, duration_ns: int) -> None:
+        if self.capture is not None:
+            self.capture.span(name, began_ns, duration_ns)
+
+    def checkpoint(self, name: str) -> AbstractContextManager[None]:
+        """Flag the steps in which this is open as holding a checkpoint called `name`."""
+        return self.capture.checkpoint(name) if self.capture is not None else nullcontext()
 
     def finish(self, ended: str, error: dict[str, Any] | None = None) -> None:
         """Take every seam out and complete the record. Idempotent."""

@@ -7,7 +7,8 @@ import gc
 import json
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from diag.probes.contain import Failures
@@ -45,6 +46,9 @@ class Watchers:
         self._trained: weakref.WeakSet[Any] = weakref.WeakSet()
         self._evaluating_since: int | None = None
         self._gc_started = 0
+        self._checkpoints_open = 0
+        self._checkpoint_began = failures.contained("checkpoint", self._begin_checkpoint)
+        self._checkpoint_ended = failures.contained("checkpoint", self._end_checkpoint)
 
     def event(self, kind: str, started_ns: int, duration_ns: int, **detail: object) -> None:
         row = (started_ns, duration_ns, self.tracker.steps, kind, json.dumps(detail))
@@ -116,6 +120,13 @@ class Watchers:
         if self.optimizer_steps == steps_before:
             self.tracker.flag(StepFlag.SKIPPED)
 
+    # -- what the script or the engine says ---------------------------------------------
+
+    def span(self, name: str, began_ns: int, duration_ns: int) -> None:
+        """A part of the step the user named is over."""
+        if self.tracker.armed:
+            self.event("span", began_ns, duration_ns, name=name)
+
     # -- evaluation and checkpoints -----------------------------------------------------
 
     def forward_called(self, module: Any, training: bool) -> None:
@@ -144,28 +155,35 @@ class Watchers:
 
     def checkpointing(self, original: Function) -> Function:
         """Wrap a function that saves or loads: its step is flagged, its time an event."""
-        began = self.failures.contained("checkpoint", self._checkpoint_began)
-        ended = self.failures.contained("checkpoint", self._checkpoint_ended)
+        name = getattr(original, "__name__", "checkpoint")
 
         @functools.wraps(original)
         def checkpoint(*args: Any, **kwargs: Any) -> Any:
-            started = began()
-            try:
+            with self.checkpoint(name):
                 return original(*args, **kwargs)
-            finally:
-                if started is not None:
-                    ended(started, getattr(original, "__name__", "checkpoint"))
 
         return checkpoint
 
-    def _checkpoint_began(self) -> int | None:
+    @contextmanager
+    def checkpoint(self, name: str) -> Iterator[None]:
+        """What runs in here saves or loads. One within another is the outer one's."""
+        began = None if self._checkpoints_open else self._checkpoint_began()
+        self._checkpoints_open += 1
+        try:
+            yield
+        finally:
+            self._checkpoints_open -= 1
+            if began is not None:
+                self._checkpoint_ended(began, name)
+
+    def _begin_checkpoint(self) -> int | None:
         # What a dataset loads while it is asked for data is data.
         if not self.tracker.here() or self.tracker.timeline.phase == DATA:
             return None
         self.tracker.flag(StepFlag.CHECKPOINT)
         return time.monotonic_ns()
 
-    def _checkpoint_ended(self, started: int, name: str) -> None:
+    def _end_checkpoint(self, started: int, name: str) -> None:
         # Again: what saves may itself have stepped past a cut (a distributed save waits).
         self.tracker.flag(StepFlag.CHECKPOINT)
         site = self.tracker.traffic.site()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,32 @@ def test_the_users_line_of_each_phase_is_remembered(session: Session) -> None:
     line = {phase: int(site.rpartition(":")[2]) for phase, site in own.items()}
     # In train(): the loop's head, then the line that calls forward and backward, then the step.
     assert line[data] < line[forward] == line[backward] < line[optimizer]
+
+
+def test_spans_are_recorded_with_their_step_and_harmless_without_probes(session: Session) -> None:
+    events: list[tuple[Any, ...]] = []
+    session.capture.watchers.sink.append_event = events.append
+
+    @diag.span("outer")
+    def both() -> None:
+        with diag.span("inner"):
+            time.sleep(0.002)
+
+    train(3)
+    both()
+    spans = [(row[2], json.loads(row[4])["name"], row[1]) for row in events if row[3] == "span"]
+    assert [(step, name) for step, name, _ in spans] == [(2, "inner"), (2, "outer")]
+    assert spans[1][2] >= spans[0][2] >= 2_000_000
+    session.finish("script")
+    both()
+    assert len([row for row in events if row[3] == "span"]) == 2
+
+
+def test_a_save_within_a_save_is_one_checkpoint(session: Session, tmp_path: Path) -> None:
+    events: list[tuple[Any, ...]] = []
+    session.capture.watchers.sink.append_event = events.append
+    train(3)
+    with session.checkpoint("save_state"):
+        torch.save({}, tmp_path / "weights")
+    saves = [json.loads(row[4])["function"] for row in events if row[3] == "checkpoint"]
+    assert saves == ["save_state"]
