@@ -34,6 +34,7 @@ from diag.reports.model import (
 from diag.reports.observations import memory_series
 from diag.reports.overhead import probe_overhead
 from diag.reports.pop import pop
+from diag.reports.spans import span_rows
 from diag.reports.throughput import Unit, choose_unit
 from diag.reports.traffic import load_traffic
 from diag.reports.verdict import Situation, verdict
@@ -99,6 +100,7 @@ def explain(
         baseline_command=command if accounting and not bases else None,
         step_series=step_series(loaded),
         memory_series=memory_series(run),
+        spans=span_rows(loaded, bases[0] if bases else None),
     )
 
 

@@ -152,6 +152,11 @@ def rank_names(ranks: Sequence[int], most: int = 8) -> str:
     return f"ranks {listing(parts)}"
 
 
+def shortened(text: str, most: int) -> str:
+    """At most so many characters, the last a "…" where some are missing."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def printable(text: str) -> str:
     """User-made text made safe for a terminal: control and format characters are dropped.
 

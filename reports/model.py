@@ -6,8 +6,8 @@ Numbers are finite or None. Milliseconds per step, seconds of wall time, bytes, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 Severity = Literal["critical", "warning", "info"]
 TermName = Literal[
@@ -115,6 +115,23 @@ class RankRow:
 
 
 @dataclass(frozen=True)
+class SpanRow:
+    """A part of the step the user named; milliseconds per step."""
+
+    name: str
+    per_rank_ms: dict[int, float]
+    baseline_ms: float | None  # mean over the baseline's ranks
+
+    @property
+    def slowest(self) -> int:
+        return max(self.per_rank_ms, key=self.per_rank_ms.__getitem__)
+
+    @property
+    def mean_ms(self) -> float:
+        return sum(self.per_rank_ms.values()) / len(self.per_rank_ms)
+
+
+@dataclass(frozen=True)
 class Location:
     file: str
     line: int
@@ -188,7 +205,7 @@ class Report:
     baseline_command: str | None = None  # the exact command that would measure a baseline
     step_series: StepSeries | None = None
     memory_series: tuple[MemorySeries, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
+    spans: tuple[SpanRow, ...] = ()
 
     def term(self, name: TermName) -> Term:
         return next(t for t in self.terms if t.term == name)

@@ -73,6 +73,7 @@ def _words(report: Report) -> dict[str, Any]:
         "phases": PHASES,
         "typical": tables.typical_phases(report.per_rank) if report.per_rank else {},
         "wall_parts": _wall_parts(report),
+        "spans": tables.span_rows(report) if report.spans else [],
         "pop": tables.pop_factors(report.pop),
         "command": _command(report.baseline_command),
     }

@@ -31,6 +31,10 @@ def to_json(report: Report) -> dict[str, Any]:
         "pop": asdict(report.pop),
         "wall": asdict(report.wall),
         "per_rank": [asdict(row) for row in report.per_rank],
+        "spans": [
+            asdict(span) | {"ms": span.mean_ms, "slowest_rank": span.slowest}
+            for span in report.spans
+        ],
         "findings": [asdict(finding) for finding in report.findings],
         "verdict": report.verdict,
         "warnings": report.warnings,

@@ -14,6 +14,7 @@ from diag.reports.render.layout import table_width
 _SHORT = {"exposed_comm": "comm", "optimizer": "optim."}
 _MOST_RANKS = 8  # more than this, and only the slowest and the accused are shown
 _SLOWEST_SHOWN = 4
+_SPAN_NAME = 32  # characters shown of a span's name
 _SHORTEST_S = 0.05  # parts below are not shown
 # What a term's row says in its last column: what it means; only ranks and phase; only ranks.
 Said = Literal["all", "blamed", "ranks"]
@@ -183,6 +184,22 @@ def per_rank_rows(report: Report, width: int) -> tuple[list[list[str]], str]:
 def _cells(columns: Sequence[_Column], rows: Sequence[RankRow]) -> list[list[str]]:
     table = [[c.title for c in columns], *([c.cell(row) for c in columns] for row in rows)]
     return [*table, [c.typical for c in columns]] if len(rows) > 2 else table
+
+
+def span_rows(report: Report) -> list[list[str]]:
+    """Header, and one row per span: its mean, the baseline's, the slowest rank's and which it is."""
+    digits = f.decimals_for(report.step_measured_ms)
+    rows = [
+        [
+            f.shortened(f.printable(span.name), _SPAN_NAME),
+            f.fixed(span.mean_ms, digits),
+            "" if span.baseline_ms is None else f.fixed(span.baseline_ms, digits),
+            f.fixed(span.per_rank_ms[span.slowest], digits),
+            str(span.slowest),
+        ]
+        for span in report.spans
+    ]
+    return [["span", "mean", "baseline", "slowest", "rank"], *rows]
 
 
 def wall_parts(wall: Wall) -> list[tuple[str, float, float | None]]:

@@ -7,7 +7,13 @@ from typing import Literal
 from diag.reports import format as f
 from diag.reports.model import Estimate, Finding, Report
 from diag.reports.render.layout import WIDTH, table, wrap
-from diag.reports.render.tables import fitting_term_rows, per_rank_rows, pop_factors, wall_words
+from diag.reports.render.tables import (
+    fitting_term_rows,
+    per_rank_rows,
+    pop_factors,
+    span_rows,
+    wall_words,
+)
 
 _SGR = {"critical": "1;31", "warning": "1;33", "info": "1;36", "bold": "1", "dim": "2"}
 
@@ -20,6 +26,7 @@ def render_text(report: Report, *, colour: bool = False, width: int = WIDTH) -> 
         _findings(report, colour, width),
         _terms(report, colour, width),
         _per_rank(report, colour, width),
+        _spans(report, colour, width),
         _wall(report, colour, width),
         _pop(report, colour, width),
         _notes(report, colour, width),
@@ -157,6 +164,13 @@ def _per_rank(report: Report, colour: bool, width: int) -> list[str]:
     lines = [_heading("Ranks, ms of each step", colour)]
     lines += table(rows, "<" + ">" * (len(rows[0]) - 1), width)
     return lines + wrap(note, width, "  ")
+
+
+def _spans(report: Report, colour: bool, width: int) -> list[str]:
+    if not report.spans:
+        return []
+    lines = [_heading("Your spans, ms of each step", colour)]
+    return lines + table(span_rows(report), "<>>>>", width)
 
 
 def _wall(report: Report, colour: bool, width: int) -> list[str]:
