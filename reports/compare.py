@@ -1,4 +1,4 @@
-"""Which runs may be compared: a run finds its baseline, and a refusal names what differs."""
+"""Which runs are explained and compared: a run is chosen, it finds its baseline, a refusal says why."""
 
 from __future__ import annotations
 
@@ -8,106 +8,86 @@ from pathlib import Path
 from typing import Any
 
 from diag.errors import DiagError
-from diag.record.atomic import read_json_object
-from diag.record.store import RANK_JSON, RunDir, list_runs
+from diag.record.store import RunDir, list_runs
 from diag.reports import format as f
+from diag.reports.differences import Difference, Script, differences, in_one_line, listed
+from diag.reports.ending import as_clause, in_a_word, is_well
+from diag.reports.glance import ended, first_rank_facts, has_steps, world_size
 
-# What must agree: the name a person knows it by, and where it is written.
-_RUN_FIELDS = (
-    ("script", "script_sha256"),
-    ("module", "module"),
-    ("script arguments", "script_args"),
-    ("device", "device"),
-    ("device name", "device_name"),
-    ("threads per rank", "threads"),
-)
-_WELL_ENDED = ("script", "max-steps")
 BASELINE_STEPS = 60
 _FEWEST_STEPS = 20  # a baseline of fewer is chosen only where there is no other
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One field in which two runs differ, with both values as a person reads them."""
-
-    field: str
-    run: str
-    baseline: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.run} against {self.baseline}"
+_WARNING_ROOM = 69  # columns that a warning has in the text report's first line
 
 
 def comparable_facts(run: RunDir) -> dict[str, Any]:
     """The fields that must agree, from run.json and the first rank's rank.json; None if unknown."""
     facts = run.facts()
-    values = {name: facts.get(key) for name, key in _RUN_FIELDS}
-    versions = facts.get("versions")
-    values["torch version"] = versions.get("torch") if isinstance(versions, Mapping) else None
-    values["precision"] = first_rank_facts(run).get("precision")
-    return values
+    versions, args = facts.get("versions"), facts.get("script_args")
+    precision = first_rank_facts(run).get("precision")
+    return {
+        "script": _script(facts),
+        "module": facts.get("module"),
+        "arguments": args if isinstance(args, list) else None,
+        "device": facts.get("device"),
+        "device name": facts.get("device_name"),
+        "threads": facts.get("threads"),
+        "torch": versions.get("torch") if isinstance(versions, Mapping) else None,
+        "precision": None if precision == "unknown" else precision,
+    }
 
 
-def differences(run: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[Difference, ...]:
-    """Fields known in both runs whose values differ."""
-    return tuple(
-        Difference(name, _shown(value), _shown(baseline[name]))
-        for name, value in run.items()
-        if value is not None and baseline.get(name) is not None and value != baseline[name]
-    )
+def _script(facts: Mapping[str, Any]) -> Script | None:
+    sha256 = facts.get("script_sha256")
+    return Script(sha256, str(facts.get("script") or "")) if isinstance(sha256, str) else None
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f.command([str(item) for item in value]) or "none"
-    text = str(value)
-    return text[:12] if len(text) == 64 else text  # a hash: its head is enough to tell
+@dataclass(frozen=True)
+class Chosen:
+    """A run to explain; `newer` is the newest of those passed over, `note` says why it was."""
+
+    run: RunDir
+    newer: RunDir | None = None
+    note: str = ""
 
 
-def first_rank_facts(run: RunDir) -> dict[str, Any]:
-    """rank.json of the lowest rank's last life, or {}."""
-    try:
-        directories = sorted(run.ranks.iterdir(), key=lambda path: _rank_and_life(path.name))
-    except OSError:
-        return {}
-    for directory in directories:
-        try:
-            return read_json_object(directory / RANK_JSON)
-        except (OSError, ValueError):
-            continue
-    return {}
+def newest_multi_rank(runs_dir: Path) -> Chosen:
+    """The newest run of more than one rank that ended well and has steps.
 
-
-def _rank_and_life(name: str) -> tuple[int, int]:
-    rank, _, life = name.partition("-")
-    return (int(rank), -int(life)) if rank.isdigit() and life.isdigit() else (10**9, 0)
-
-
-def world_size(run: RunDir) -> int:
-    """As launched; 0 where unknown."""
-    size = run.facts().get("world_size")
-    return size if isinstance(size, int) else 0
-
-
-def newest_multi_rank(runs_dir: Path) -> RunDir:
-    """The newest run of more than one rank.
+    Where there is none, the newest that has steps at all; then the newest.
 
     Raises:
         DiagError: `no-runs` or `no-multi-rank-run`.
     """
     runs = list_runs(runs_dir)
-    for run in runs:
-        if world_size(run) > 1:
-            return run
-    if not runs:
-        raise DiagError(
+    several = [run for run in runs if world_size(run) > 1]
+    if not several:
+        raise _nothing_to_explain(runs_dir, len(runs))
+    stepped = [run for run in several if has_steps(run)]
+    well = [run for run in stepped if is_well(run.facts())]
+    chosen = (well or stepped or several)[0]
+    newer = several[: several.index(chosen)]
+    return Chosen(chosen, newer[0], _passed_over(newer)) if newer else Chosen(chosen)
+
+
+def _passed_over(newer: Sequence[RunDir]) -> str:
+    run, facts = newer[0], newer[0].facts()
+    word = in_a_word(ended(run, facts), facts.get("exit_code"))
+    how = "recorded no step" if is_well(facts) else as_clause(word)
+    if len(newer) == 1:
+        return f"newer run {run.name} {how}"
+    return f"{len(newer)} newer runs were passed over: the newest, {run.name}, {how}"
+
+
+def _nothing_to_explain(runs_dir: Path, num_runs: int) -> DiagError:
+    if not num_runs:
+        return DiagError(
             "no-runs",
             f"{runs_dir} holds no run",
             "record one: diag run --gpus 2 --with-baseline train.py; or pass --runs-dir",
         )
-    raise DiagError(
+    return DiagError(
         "no-multi-rank-run",
-        f"none of the {f.plural(len(runs), 'run')} in {runs_dir} has more than one rank",
+        f"none of the {f.plural(num_runs, 'run')} in {runs_dir} has more than one rank",
         "record one: diag run --gpus 2 train.py; `diag runs` lists what there is",
     )
 
@@ -129,15 +109,23 @@ def find_baselines(
         return tuple(r for r in matches if world_size(r) == world_size(matches[0])), ()
     if not differing:
         return (), ()
-    nearest, found = min(differing, key=lambda pair: len(pair[1]))
+    related = [pair for pair in differing if _same_script(run, pair[0])]
+    nearest, found = min(related or differing, key=lambda pair: len(pair[1]))
     if force:
         return (nearest,), (_forced(run, nearest, found),)
-    return (), (f"{nearest.name} is no baseline: it differs in {listed(found)}",)
+    return (), (in_one_line(f"{nearest.name} is no baseline: ", found, _WARNING_ROOM),)
+
+
+def _same_script(run: RunDir, other: RunDir) -> bool:
+    """By its path, module or contents: other scripts' runs are no near misses."""
+    mine, theirs = run.facts(), other.facts()
+    names = ("script", "module", "script_sha256")
+    return any(mine.get(name) and mine.get(name) == theirs.get(name) for name in names)
 
 
 def _usable(run: RunDir) -> bool:
     """Ended well, as far as known: a failed or running baseline is never chosen unasked."""
-    return run.facts().get("ended_by") in _WELL_ENDED and not run.facts().get("exit_code")
+    return is_well(run.facts())
 
 
 def _is_short(run: RunDir) -> bool:
@@ -162,7 +150,7 @@ def check_baseline(run: RunDir, baseline: RunDir, force: bool) -> tuple[str, ...
     """Warnings about a baseline that was asked for.
 
     Raises:
-        DiagError: `baseline-not-smaller`, or `not-comparable` naming the fields unless `force`.
+        DiagError: `baseline-not-smaller`, or `not-comparable` naming what differs unless `force`.
     """
     if world_size(baseline) >= max(world_size(run), 1):
         raise DiagError(
@@ -175,19 +163,14 @@ def check_baseline(run: RunDir, baseline: RunDir, force: bool) -> tuple[str, ...
     if found and not force:
         raise DiagError(
             "not-comparable",
-            f"{run.name} and {baseline.name} differ in {listed(found)}",
+            f"{run.name} and {baseline.name} are not comparable: {listed(found)}",
             "record a baseline that agrees, or compare all the same with --force",
         )
     return (_forced(run, baseline, found),) if found else ()
 
 
-def _forced(run: RunDir, baseline: RunDir, found: Sequence[Difference]) -> str:
-    return f"compared by force: {run.name} and {baseline.name} differ in {listed(found)}"
-
-
-def listed(found: Sequence[Difference]) -> str:
-    """ "threads per rank (4 against 1) and precision (bfloat16 against float32)"."""
-    return f.listing([f"{d.field} ({d.run} against {d.baseline})" for d in found])
+def _forced(run: RunDir, baseline: RunDir, found: tuple[Difference, ...]) -> str:
+    return f"{run.name} and {baseline.name} are compared by force: {listed(found)}"
 
 
 def baseline_command(

@@ -204,6 +204,7 @@ def doctor(
     gpus: Annotated[
         int | None, typer.Option(metavar="N", help="Ranks planned; default: one per GPU.")
     ] = None,
+    nnodes: Annotated[int, typer.Option(metavar="N", help="Nodes planned.")] = 1,
     as_json: Json = False,
     problems: Annotated[
         bool, typer.Option("--problems", help="Show warnings and failures only.")
@@ -219,6 +220,7 @@ def doctor(
     return command.doctor(
         command.Options(
             gpus=gpus,
+            nnodes=nnodes,
             as_json=as_json,
             problems=problems,
             strict=strict,

@@ -31,6 +31,7 @@ class Options:
 
     Attributes:
         gpus: how many ranks are planned; None: one per visible GPU.
+        nnodes: on how many machines like this one.
         as_json: print the ``diag.doctor/1`` document instead of text.
         problems: print warnings and failures only, worst first.
         strict: warnings count as failures.
@@ -39,6 +40,7 @@ class Options:
     """
 
     gpus: int | None = None
+    nnodes: int = 1
     as_json: bool = False
     problems: bool = False
     strict: bool = False
@@ -50,13 +52,14 @@ def doctor(options: Options) -> int:
     """Examines this machine, prints the result to stdout, returns the exit code.
 
     Raises:
-        UsageError: ``--gpus`` is not positive, or an ignored code names no check.
+        UsageError: ``--gpus`` or ``--nnodes`` is not positive, or an ignored code names no check.
     """
     from diag.doctor.collect import collect
+    from diag.launch.options import check_at_least
     from diag.record.store import default_runs_dir
 
-    if options.gpus is not None and options.gpus < 1:
-        raise UsageError("gpus-not-positive", f"--gpus {options.gpus}: give 1 or more")
+    check_at_least("--gpus", options.gpus, 1)
+    check_at_least("--nnodes", options.nnodes, 1)
     ignore = ignored_codes(options.ignore, os.environ.get(IGNORE_VARIABLE, ""))
     return present(collect(options.runs_dir or default_runs_dir()), options, ignore)
 
@@ -81,7 +84,7 @@ def present(facts: Facts, options: Options, ignore: frozenset[str] = frozenset()
     from diag.doctor.checks import Plan, judge
     from diag.doctor.render import to_json, to_text
 
-    results = judge(facts, Plan(options.gpus, ignore), ALL)
+    results = judge(facts, Plan(options.gpus, ignore, options.nnodes), ALL)
     if options.as_json:
         sys.stdout.write(json.dumps(to_json(facts, results), indent=2) + "\n")
     else:

@@ -1,8 +1,8 @@
 """Where did the speed-up go? Explains a recorded run against its baseline.
 
-Without RUN: the newest run of several ranks, and its newest comparable baseline (the fewest ranks;
-same script, arguments, device, precision, threads and torch). Without a baseline the speed-up
-is an upper bound, and the command that would measure one is shown.
+Without RUN: the newest run of several ranks that ended well, and its newest comparable baseline
+(the fewest ranks; same script, arguments, device, precision, threads and torch). Without a baseline
+the speed-up is an upper bound, and the command that would measure one is shown.
 
 Exit code 0 whatever is found; 3 when there is no such run, or the two cannot be compared.
 """
@@ -31,7 +31,8 @@ class Options:
     """The command line of ``diag scaling-report``.
 
     Attributes:
-        run: name in the store or path; None: the newest run of several ranks.
+        run: name in the store or path; None: the newest run of several ranks that
+            ended well.
         baseline: name or path; None: the newest comparable run of fewer ranks.
         runs_dir: the store; None: the default one.
         force: compare runs that differ, with a warning.
@@ -71,12 +72,12 @@ def scaling_report(options: Options) -> int:
 def build_report(options: Options) -> Report:
     """Chooses the runs, reads them and explains."""
     from diag.record.reader import read_run
-    from diag.record.store import default_runs_dir, find_run
-    from diag.reports.compare import baseline_command, find_repeats, newest_multi_rank
+    from diag.record.store import default_runs_dir
+    from diag.reports.compare import baseline_command, find_repeats
     from diag.reports.explain import explain
 
     runs_dir = options.runs_dir or default_runs_dir()
-    chosen = newest_multi_rank(runs_dir) if options.run is None else find_run(runs_dir, options.run)
+    chosen = _chosen(options, runs_dir)
     run = read_run(chosen.path)
     _refuse_single_rank(run)
     baselines, notes = _baselines(options, runs_dir, chosen)
@@ -89,6 +90,22 @@ def build_report(options: Options) -> Report:
         ignore=options.ignore,
         command=baseline_command(run.facts, runs_dir=options.runs_dir, cwd=Path.cwd()),
     )
+
+
+def _chosen(options: Options, runs_dir: Path) -> RunDir:
+    """The run that was named, or the newest worth explaining; a newer one is named on stderr."""
+    from diag.record.store import find_run
+    from diag.reports import format as f
+    from diag.reports.compare import newest_multi_rank
+
+    if options.run is not None:
+        return find_run(runs_dir, options.run)
+    found = newest_multi_rank(runs_dir)
+    if found.newer is not None:
+        where = [] if options.runs_dir is None else ["--runs-dir", str(options.runs_dir)]
+        command = f.command(["diag", "scaling-report", found.newer.name, *where])
+        print(f"diag: {found.note}; explain it with: {command}", file=sys.stderr, flush=True)
+    return found.run
 
 
 def _check(options: Options) -> None:

@@ -17,11 +17,13 @@ Status = Literal["ok", "warn", "fail", "skip"]
 class Plan:
     """What the user is about to do, and does not want to hear about.
 
-    `gpus` is as given to ``--gpus``, None: not said. `ignore` holds codes.
+    `gpus` is as given to ``--gpus``, None: not said. `ignore` holds codes. `nnodes`: how many
+    machines will train together.
     """
 
     gpus: int | None = None
     ignore: frozenset[str] = frozenset()
+    nnodes: int = 1
 
 
 @dataclass(frozen=True)

@@ -195,27 +195,29 @@ def host_name(facts: Facts, plan: Plan) -> Outcome:
     if isinstance(facts.network, Missing):
         return unknown("the network", facts.network)
     network = facts.network
-    one_node = "one node works; with several, the others could not reach this one"
-    if network.resolve_error is not None:
-        return warn(
-            f"the host name {network.host_name} does not resolve",
-            network.resolve_error,
-            one_node,
-            hint=_name_hint(network),
-        )
-    if all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in network.resolves_to):
-        return warn(
-            f"the host name {network.host_name} resolves to {listed(network.resolves_to)} only",
-            one_node,
-            hint=_name_hint(network),
-        )
+    fault = _leads_nowhere(network)
+    if fault is not None and plan.nnodes > 1:
+        cost = f"ranks on the other {count(plan.nnodes - 1, 'node')} could not reach this one"
+        evidence = [network.resolve_error] if network.resolve_error is not None else []
+        return warn(fault, *evidence, cost, hint=_name_hint(network))
     if network.resolve_seconds > _SLOW_LOOKUP_SECONDS:
         return warn(
             f"resolving the host name took {network.resolve_seconds:.1f} s",
             "every rank does it several times while it starts",
             hint=f"add a line to /etc/hosts: ADDRESS {network.host_name}",
         )
+    if fault is not None:  # ranks of one node meet on 127.0.0.1
+        return ok(f"{fault}, which is enough for one node")
     return ok(f"{network.host_name} resolves to {listed(network.resolves_to)}")
+
+
+def _leads_nowhere(network: Network) -> str | None:
+    """How the host name fails to lead other nodes here; None where it does lead."""
+    if network.resolve_error is not None:
+        return f"the host name {network.host_name} does not resolve"
+    if all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in network.resolves_to):
+        return f"the host name {network.host_name} resolves to {listed(network.resolves_to)} only"
+    return None
 
 
 def _name_hint(network: Network) -> str:
@@ -223,7 +225,7 @@ def _name_hint(network: Network) -> str:
     if best is None:
         return f"add a line to /etc/hosts: ADDRESS {network.host_name}"
     return (
-        f"several nodes: export GLOO_SOCKET_IFNAME={best.name}, "
+        f"export GLOO_SOCKET_IFNAME={best.name}, "
         f"or in /etc/hosts: {best.addresses[0]} {network.host_name}"
     )
 

@@ -55,6 +55,14 @@ def check_numbers(options: RunOptions) -> None:
         UsageError: `bad-number`, with the option and the value.
     """
     for field, (flag, least) in _AT_LEAST.items():
-        value = getattr(options, field)
-        if value is not None and value < least:
-            raise UsageError("bad-number", f"{flag} {value}: it must be {least} or more")
+        check_at_least(flag, getattr(options, field), least)
+
+
+def check_at_least(flag: str, value: int | None, least: int) -> None:
+    """Refuse a count below `least`; None was not given.
+
+    Raises:
+        UsageError: `bad-number`, with the option and the value.
+    """
+    if value is not None and value < least:
+        raise UsageError("bad-number", f"{flag} {value}: it must be {least} or more")

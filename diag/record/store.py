@@ -53,6 +53,13 @@ class RunDir:
         """Where `rank` records during its `restart`-th life; its writer creates it."""
         return self.ranks / f"{rank:05d}-{restart}"
 
+    def rank_directories(self) -> list[Path]:
+        """Of every rank and life, in order; empty where there is none or it cannot be listed."""
+        try:
+            return sorted(self.ranks.iterdir())
+        except OSError:
+            return []
+
     def facts(self) -> dict[str, Any]:
         """run.json, or {} where it is missing or unreadable (`reader` says why)."""
         try:

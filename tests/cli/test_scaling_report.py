@@ -55,6 +55,24 @@ def test_the_newest_run_and_its_baseline_are_explained(
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_newer_run_that_failed_is_passed_over_in_one_line(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(store, "boom", local_ms(4, 9), 4, exit_code=1)
+    assert scaling_report(Options(runs_dir=store)) == 0
+    printed = capsys.readouterr()
+    assert "new: 4 CPU ranks" in printed.out
+    assert "boom" not in printed.out
+    assert printed.err == (
+        "diag: newer run boom failed (exit 1); explain it with: "
+        f"diag scaling-report boom --runs-dir {store}\n"
+    )
+    assert scaling_report(Options(runs_dir=store, run="boom")) == 0
+    printed = capsys.readouterr()
+    assert "boom: 4 CPU ranks" in printed.out
+    assert printed.err == ""
+
+
 def test_a_run_may_be_named_or_given_by_its_path(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +116,7 @@ def test_without_a_baseline_the_command_is_shown(
     assert text.startswith("No baseline: at most 3.1x")
     words = " ".join(text.replace("\\\n", " ").split())
     assert "diag run --gpus 1 --device cpu --threads 1 --max-steps 60 --name new-baseline" in words
-    assert "base is no baseline: it differs in threads per rank (1 against 4)" in words
+    assert "base is no baseline: 1 thread against 4" in words
 
 
 def test_an_incomparable_baseline_is_refused_unless_forced(
@@ -108,11 +126,10 @@ def test_an_incomparable_baseline_is_refused_unless_forced(
     with pytest.raises(DiagError) as error:
         scaling_report(Options(runs_dir=store, baseline="base"))
     assert error.value.slug == "not-comparable"
-    assert "script arguments (none against --big)" in error.value.what
-    assert "threads per rank (1 against 4)" in error.value.what
+    assert "other arguments: none against --big; 1 thread against 4" in error.value.what
     text = " ".join(printed(capsys, runs_dir=store, baseline="base", force=True).split())
     assert text.startswith("3.1x")
-    assert "compared by force: new and base differ in script arguments" in text
+    assert "new and base are compared by force: other arguments" in text
 
 
 def test_repeats_are_taken_together(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

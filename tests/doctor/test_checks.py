@@ -128,9 +128,12 @@ CASES: list[tuple[str, Callable[[], Facts], Plan, str, str]] = [
     ("socket-interface", lambda: env(healthy(), NCCL_SOCKET_IFNAME="^docker,lo"), Plan(), "ok", "fits"),
     ("socket-interface", lambda: env(laptop(), NCCL_SOCKET_IFNAME="nowhere"), Plan(), "ok", "prescribed"),
     ("socket-interface", lambda: env(healthy(), NCCL_SOCKET_IFNAME="", GLOO_SOCKET_IFNAME=""), Plan(), "ok", "prescribed"),
-    ("host-name", lambda: named("127.0.1.1"), Plan(), "warn", "127.0.1.1 only"),
-    ("host-name", lambda: named("127.0.0.1", "::1"), Plan(), "warn", "only"),
-    ("host-name", lambda: named(resolve_error="Name or service not known"), Plan(), "warn", "does not resolve"),
+    ("host-name", lambda: named("127.0.1.1"), Plan(nnodes=2), "warn", "127.0.1.1 only"),
+    ("host-name", lambda: named("127.0.0.1", "::1"), Plan(nnodes=2), "warn", "only"),
+    ("host-name", lambda: named(resolve_error="Name or service not known"), Plan(nnodes=2), "warn", "does not resolve"),
+    ("host-name", lambda: named("127.0.1.1"), Plan(), "ok", "127.0.1.1 only, which is enough for one node"),
+    ("host-name", lambda: named(resolve_error="Name or service not known"), Plan(), "ok", "enough for one node"),
+    ("host-name", lambda: named("127.0.1.1", resolve_seconds=5.1), Plan(), "warn", "5.1 s"),
     ("host-name", lambda: named("10.0.0.1", resolve_seconds=5.1), Plan(), "warn", "5.1 s"),
     ("host-name", lambda: named("127.0.1.1", "10.0.0.1"), Plan(), "ok", "10.0.0.1"),
     ("debug-settings", lambda: env(healthy(), CUDA_LAUNCH_BLOCKING="1"), Plan(), "warn", "1 debug setting"),
@@ -263,4 +266,4 @@ def test_the_outward_interface_is_proposed() -> None:
         Interface("eno2", True, ("10.0.0.1",)),
     )
     facts = vary(named("127.0.1.1"), "network", interfaces=interfaces)
-    assert "GLOO_SOCKET_IFNAME=eno2" in check("host-name", facts).hint
+    assert "GLOO_SOCKET_IFNAME=eno2" in check("host-name", facts, Plan(nnodes=4)).hint

@@ -14,6 +14,7 @@ import pytest
 from diag.cli.doctor import Options, doctor, ignored_codes
 from diag.doctor.catalogue import ALL
 from diag.errors import UsageError
+from diag.launch.options import RunOptions, check_numbers
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "doctor-1.json"
 
@@ -42,10 +43,16 @@ def _timed(code: str) -> float:
     return time.monotonic() - start
 
 
-@pytest.mark.parametrize("gpus", [0, -1])
-def test_gpus_must_be_positive(gpus: int) -> None:
-    with pytest.raises(UsageError, match=f"--gpus {gpus}"):
-        doctor(Options(gpus=gpus))
+@pytest.mark.parametrize("count", [0, -1])
+def test_counts_are_refused_in_the_same_words_as_by_run(count: int) -> None:
+    for name in ("gpus", "nnodes"):
+        with pytest.raises(UsageError) as here:
+            doctor(Options(**{name: count}))
+        with pytest.raises(UsageError) as there:
+            check_numbers(RunOptions("train.py", **{name: count}))
+        assert here.value.slug == there.value.slug == "bad-number"
+        assert here.value.what == there.value.what
+        assert f"--{name} {count}" in here.value.what
 
 
 def test_ignored_codes() -> None:

@@ -22,7 +22,7 @@ SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "doctor-1.json"
 
 # Every warning and failure; all else is well or skipped.
 PROBLEMS = {
-    "no-gpu": {"host-name": "warn"},
+    "no-gpu": {},
     "healthy-8xh100": {},
     "cpu-torch-on-gpu-node": {"torch-build": "fail"},
     "nvml-failing": {"torch-cuda": "fail", "gpu-driver": "fail"},
@@ -109,8 +109,13 @@ def test_ranks_asked_for_are_held_against_the_machine() -> None:
     assert problems(results("healthy-8xh100", Plan(gpus=16)))["gpus-visible"] == "fail"
 
 
+def test_a_host_name_that_leads_nowhere_matters_to_several_nodes_only() -> None:
+    assert problems(results("no-gpu")) == {}
+    assert problems(results("no-gpu", Plan(nnodes=2))) == {"host-name": "warn"}
+
+
 def test_an_ignored_check_is_skipped() -> None:
-    found = results("no-gpu", Plan(ignore=frozenset({"host-name"})))
+    found = results("no-gpu", Plan(ignore=frozenset({"host-name"}), nnodes=2))
     assert problems(found) == {}
     (ignored,) = (r for r in found if r.code == "host-name")
     assert (ignored.status, ignored.outcome.title) == ("skip", "ignored, as asked")
