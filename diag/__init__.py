@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 from diag.labels import samples, span
 
 if TYPE_CHECKING:
-    from diag.engine.big import init_empty_weights, load_checkpoint_and_dispatch
+    from diag.engine.big import (
+        infer_device_map,
+        init_empty_weights,
+        load_checkpoint_and_dispatch,
+    )
     from diag.engine.engine import Engine
     from diag.engine.logs import get_logger
     from diag.engine.options import DDPOptions, FSDPOptions
@@ -20,6 +24,7 @@ __all__ = [
     "FSDPOptions",
     "__version__",
     "get_logger",
+    "infer_device_map",
     "init_empty_weights",
     "load_checkpoint_and_dispatch",
     "samples",
@@ -34,6 +39,7 @@ _ENGINE = {
     "Engine": "diag.engine.engine",
     "FSDPOptions": "diag.engine.options",
     "get_logger": "diag.engine.logs",
+    "infer_device_map": "diag.engine.big",
     "init_empty_weights": "diag.engine.big",
     "load_checkpoint_and_dispatch": "diag.engine.big",
     "set_seed": "diag.engine.seeding",
