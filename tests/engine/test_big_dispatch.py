@@ -209,6 +209,16 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
 
 
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attended: torch.Tensor = self.attention(x, x, x)[0]
+        return attended
+
+
 def list_in_list() -> nn.Module:
     return nn.Sequential(
         *(nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Linear(8, 8)) for _ in "ab")
@@ -247,7 +257,16 @@ class Recursive(nn.Module):
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 @pytest.mark.parametrize(
     "make",
-    [encoder, list_in_list, shared_module, pruned, normed, Recursive, lambda: nn.Linear(8, 8)],
+    [
+        encoder,
+        Attending,
+        list_in_list,
+        shared_module,
+        pruned,
+        normed,
+        Recursive,
+        lambda: nn.Linear(8, 8),
+    ],
 )
 def test_unusual_modules(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)

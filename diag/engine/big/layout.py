@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+# Their forwards take the weights of modules inside them without calling those.
+_ALWAYS_WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def _sites(
     seen.add(module)
     children = list(module.named_children())
     stays_whole = listed if whole is None else type(module).__name__ in whole
-    site = Site(name, module, stays_whole or not children, within)
+    is_block = stays_whole or isinstance(module, _ALWAYS_WHOLE) or not children
+    site = Site(name, module, is_block, within)
     has_own = any(True for _ in own_tensors(module))
     if site.is_block:
         if any(True for _ in (*module.parameters(), *module.buffers())):

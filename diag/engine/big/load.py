@@ -53,7 +53,8 @@ def load_checkpoint_and_dispatch(
         device_map: module or parameter name → GPU number, "cpu", "disk" or a torch device, the
             longest name that fits counts; "auto" levels the GPUs, "sequential" fills each in turn.
         max_memory, no_split_module_classes: as in `infer_device_map`. Blocks that stay whole are
-            also fetched whole.
+            also fetched whole: name a class whose forward uses weights of modules inside it
+            without calling them.
         offload_folder: weights on the disk are copied there as they are wanted. None: they are
             read from the checkpoint itself, which must stay as it is.
         dtype: what floating-point weights are loaded as. None: what the model has.
