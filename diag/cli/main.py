@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
@@ -33,6 +35,14 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return load_command(cmd_name) if cmd_name in COMMANDS else None
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            if _is_usage_error(error) and args and hasattr(error, "message"):
+                error.message = unknown_command(args[0], COMMANDS)
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         debug = bool(ctx.params.get("debug"))
         try:
@@ -51,6 +61,18 @@ class Commands(TyperGroup):
                 raise
             _show("internal", f"{type(error).__name__}: {error}", _REPORT_IT, debug)
             raise typer.Exit(ExitCode.DIAG_FAILED) from error
+
+
+def unknown_command(word: str, commands: Sequence[str]) -> str:
+    """What is said of a command that is none: those it may have meant, or all there are."""
+    # A part of the name ("report") is nearer than any misspelling.
+    near = [name for name in commands if word and word.lower() in name]
+    near = near or get_close_matches(word.lower(), commands, cutoff=0.5)
+    if word.endswith(".py"):
+        near = [f"run {word}"]
+    if near:
+        return f"No such command {word!r}. Did you mean {' or '.join(map(repr, near))}?"
+    return f"No such command {word!r}. The commands are: {', '.join(commands)}."
 
 
 _REPORT_IT = "this is a bug in diag; `diag --debug …` shows where, please report that"

@@ -58,18 +58,27 @@ def closing_lines(result: RunResult, runs_dir: Path) -> tuple[str, ...]:
 
     world = result.plan.world_size
     ranks = "1 rank" if world == 1 else f"{world} ranks"
+    first = _cut_short(result)
     if not result.probes:
-        return (f"probes were off: only the ranks' output is kept, in {result.run.logs}",)
+        return (*first, f"probes were off: only the ranks' output is kept, in {result.run.logs}")
     if not result.recorded:
-        return (f"no rank imported torch, so only output is kept, in {result.run.logs}",)
-    recorded = f"recorded {ranks} in {result.run.path}"
+        return (*first, f"no rank imported torch, so only output is kept, in {result.run.logs}")
+    recorded = (*first, f"recorded {ranks} in {result.run.path}")
     if result.plan.node_rank > 0:
-        return (recorded,)
+        return recorded
     if world == 1:
-        return (recorded, "next: the same with --gpus N, then `diag scaling-report`")
+        return (*recorded, "next: the same with --gpus N, then `diag scaling-report`")
     at_home = runs_dir == default_runs_dir()
     where = f" {result.run.path.name if at_home else result.run.path}"
-    return (recorded, f"next: diag scaling-report{where}")
+    return (*recorded, f"next: diag scaling-report{where}")
+
+
+def _cut_short(result: RunResult) -> tuple[str, ...]:
+    """That --max-steps ended the script inside its loop: a final save, say, is missing."""
+    if result.stopped_after is None:
+        return ()
+    steps = f"{result.stopped_after} optimizer step{'' if result.stopped_after == 1 else 's'}"
+    return (f"ended after {steps} (--max-steps): nothing after the loop ran",)
 
 
 def _report_failure(result: RunResult, failure: RankFailure, options: RunOptions) -> None:

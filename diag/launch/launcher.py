@@ -31,7 +31,14 @@ _WORKER = ("-u", "-P", "-m", "diag.launch.worker")
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended; `failure` is the first rank that failed by itself, if one did."""
+    """How a run ended.
+
+    Attributes:
+        launch_ns: monotonic, when the ranks were started.
+        failure: the first rank that failed by itself, if one did.
+        stopped_after: the optimizer steps after which --max-steps ended the ranks; None where
+            they ended by themselves.
+    """
 
     run: RunDir
     plan: LaunchPlan
@@ -39,8 +46,9 @@ class RunResult:
     probes: bool
     ended_by: str
     exit_code: int
-    launch_ns: int | None = None  # monotonic, when the ranks were started
+    launch_ns: int | None = None
     failure: RankFailure | None = None
+    stopped_after: int | None = None
 
     @property
     def recorded(self) -> bool:
@@ -161,7 +169,10 @@ class _Recording:
     def _create(self, started_ns: int) -> RunDir:
         suffix = "-baseline" if self.role == "baseline" else ""
         stem = self.target.path.stem if self.target.path else self.target.name
-        run = create_run(self.options.runs_dir, self.options.name, Path(f"{stem}{suffix}.py"))
+        wanted = self.options.name
+        run = create_run(self.options.runs_dir, wanted, Path(f"{stem}{suffix}.py"))
+        if wanted is not None and run.name != wanted:
+            self.say(f"there is a run {wanted} already, so this one is {run.name}")
         facts = facts_at_start(
             self.options,
             self.plan,
@@ -238,6 +249,7 @@ class _Recording:
             probes=self.options.probes and not is_switched_off(os.environ),
             ended_by=ended_by,
             exit_code=exit_code,
+            stopped_after=self.options.max_steps if ended_by == "max-steps" else None,
         )
 
     def _checked(self, ended: RunResult) -> RunResult:

@@ -82,6 +82,18 @@ def test_closing_lines_without_a_record(store: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("steps", "words"), [(150, "150 optimizer steps"), (1, "1 optimizer step")]
+)
+def test_an_end_by_max_steps_says_what_did_not_run(store: Path, steps: int, words: str) -> None:
+    line = f"ended after {words} (--max-steps): nothing after the loop ran"
+    assert len(f"diag: {line}") <= 80
+    for ranks, probes in ((1, True), (2, True), (2, False)):
+        ended = replace(result(ranks, probes=probes), stopped_after=steps)
+        assert closing_lines(ended, store)[0] == line
+        assert closing_lines(ended, store)[1:] == closing_lines(result(ranks, probes=probes), store)
+
+
 def test_exception_of_a_rank() -> None:
     text = describe_failure(failed(1, BOOM | {"function": "main"}), 4, False, "", LOGS)
     assert text.what == "rank 1 of 4 failed: ValueError: boom (t.py:7 in main)"

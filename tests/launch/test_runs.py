@@ -89,9 +89,10 @@ def test_arguments_arrive_untouched(trained: tuple[Path, Finished]) -> None:
 def test_what_the_terminal_says(trained: tuple[Path, Finished]) -> None:
     own = [line for line in trained[1].err.splitlines() if line.startswith("diag: ")]
     assert own[0] == "diag: rehearsal (as asked): 2 CPU ranks with gloo, 1 thread each"
-    assert own[-4:] == [
+    assert own[1:] == [
         "diag: baseline first: 3 steps on 1 rank",
         "diag: baseline recorded in diag-runs/n-baseline; now the run on 2 ranks",
+        "diag: ended after 5 optimizer steps (--max-steps): nothing after the loop ran",
         "diag: recorded 2 ranks in diag-runs/n",
         "diag: next: diag scaling-report n",
     ]
@@ -270,6 +271,18 @@ def test_restarts_keep_every_life_apart(tmp_path: Path) -> None:
     logs = tmp_path / "diag-runs/r/logs"
     assert (logs / "00000-0/stdout.log").read_text() == "life 0\n"
     assert (logs / "00001-1/stdout.log").read_text() == "life 1\n"
+
+
+def test_a_name_that_is_taken_is_said_before_the_script_speaks(tmp_path: Path) -> None:
+    write(tmp_path / "train.py", "import sys; print('training', file=sys.stderr)")
+    (tmp_path / "diag-runs/r").mkdir(parents=True)
+    run = run_diag("run", "--device", "cpu", "--name", "r", "train.py", cwd=tmp_path)
+    assert run.code == 0, run.err
+    assert run.err.splitlines()[:3] == [
+        "diag: rehearsal (as asked): 1 CPU rank with gloo, 1 thread each",
+        "diag: there is a run r already, so this one is r-2",
+        "training",
+    ]
 
 
 def test_kill_switch_installs_nothing(tmp_path: Path) -> None:
