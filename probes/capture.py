@@ -66,6 +66,9 @@ class Capture:
         self.end_forward = failures.seam("end_forward", self.tracker.end)
         self.stated = failures.seam("samples", self.watchers.stated)
         self.span = failures.seam("span", self.watchers.span)
+        self.handed = failures.seam("handed", self.watchers.handed)
+        self.begin = failures.seam("begin", self.tracker.begin)
+        self.end = failures.seam("end", self.tracker.end)
         self.checkpoint = self.watchers.checkpoint
 
     def start(self) -> None:

@@ -22,6 +22,7 @@ class LoaderSizes:
     drawn: deque[int] = field(default_factory=deque)  # index lists drawn, not yet delivered
     nominal: int | None = None  # loader.batch_size
     full_lead: int | None = None  # leading dimension of the first batch, for iterable datasets
+    handed_over: bool = False  # the engine reads, and says when the training takes a batch
 
 
 def leading_dimensions(batch: Any, depth: int = 0) -> Iterator[int]:

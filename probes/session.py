@@ -15,7 +15,7 @@ from diag.probes import current
 from diag.probes.contain import Failures, log
 from diag.record.schema import Phase
 
-FORWARD = int(Phase.FORWARD)
+DATA, FORWARD = int(Phase.DATA), int(Phase.FORWARD)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,19 @@ class Session:
     def samples(self, count: int) -> None:
         if self.capture is not None:
             self.capture.stated(count)
+
+    def handed(self, batch: Any, samples: int | None) -> None:
+        """A loader of the engine's gives the training a batch; None: its size is not known."""
+        if self.capture is not None:
+            self.capture.handed(batch, samples)
+
+    def begin_data(self) -> int | None:
+        """The training waits for data; the token closes it with `end_data`."""
+        return self.capture.begin(DATA) if self.capture is not None else None
+
+    def end_data(self, depth: int) -> None:
+        if self.capture is not None:
+            self.capture.end(depth)
 
     def span(self, name: str, began_ns: int, duration_ns: int) -> None:
         if self.capture is not None:

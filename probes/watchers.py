@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from diag.probes.contain import Failures
 from diag.probes.roots import wrapped
-from diag.probes.samples import LoaderSizes, batch_samples, batch_tokens
+from diag.probes.samples import LoaderSizes, agreed_lead, batch_samples, batch_tokens
 from diag.probes.tracker import DATA, Tracker
 from diag.record.schema import StepFlag
 
@@ -69,6 +69,7 @@ class Watchers:
         nominal = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         sizes = self._sizes_of(iterator)
         sizes.nominal = nominal if isinstance(nominal, int) else None
+        sizes.handed_over = getattr(loader, "hands_over", False) is True
         self.event("epoch", time.monotonic_ns(), 0, loader=type(loader).__name__)
 
     def drew(self, iterator: Any, index: Any) -> None:
@@ -79,14 +80,29 @@ class Watchers:
 
     def delivered(self, iterator: Any, batch: Any) -> None:
         """The training was handed a batch."""
+        sizes = self._sizes_of(iterator)
+        if sizes.handed_over:  # counted when the training takes it, which may be a step later
+            sizes.drawn.clear()
+        elif self._counts():
+            iterable = getattr(iterator, "_dataset_kind", 0) != 0
+            self._count(batch, batch_samples(batch, sizes, iterable))
+
+    def handed(self, batch: Any, samples: int | None) -> None:
+        """The engine gives the training a batch of so many samples; None: look for yourself."""
+        if self._counts():
+            self._count(batch, agreed_lead(batch, at_least=2) if samples is None else samples)
+
+    def _counts(self) -> bool:
+        """Whether batches are counted now: not where the user says how many samples there are."""
         draft = self.tracker.draft
         if not self.tracker.here() or draft.stated:
-            return
+            return False
         if self.per_step is not None:
             draft.samples = self.per_step
-            return
-        iterable = getattr(iterator, "_dataset_kind", 0) != 0
-        samples = batch_samples(batch, self._sizes_of(iterator), iterable)
+        return self.per_step is None
+
+    def _count(self, batch: Any, samples: int | None) -> None:
+        draft = self.tracker.draft
         if samples is None:
             draft.samples = None
             self.samples_problem = "the loader has no batch size and the batch's tensors do not share a leading dimension"
