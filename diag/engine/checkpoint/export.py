@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from diag.engine.checkpoint.labelled import is_checkpoint
 from diag.engine.checkpoint.storage import sync
 from diag.engine.checkpoint.together import PATIENCE_S, meet, on_main
 from diag.engine.checkpoint.weights import model_state, tied_to, unwrap_model
@@ -27,6 +28,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _INCOMPLETE = ".incomplete"
 
 
+@is_checkpoint
 def get_state_dict(
     model: nn.Module,
     process: Process,
@@ -60,6 +62,7 @@ def get_state_dict(
     return copied
 
 
+@is_checkpoint
 def save_model(
     model: nn.Module,
     save_directory: str | os.PathLike[str],
@@ -137,16 +140,20 @@ def drop_tied(state: dict[str, Any], model: nn.Module) -> dict[str, str]:
 
 
 def split(state: Mapping[str, Tensor], limit: int) -> list[list[str]]:
-    """Names in order, cut into files of at most `limit` bytes each where possible."""
-    files: list[list[str]] = [[]]
+    """Names cut into files of at most `limit` bytes each; a larger tensor has one to itself."""
+    files: list[list[str]] = []
+    current: list[str] = []
     room = limit
     for name, tensor in state.items():
-        if tensor.nbytes > room and files[-1]:
-            files.append([])
-            room = limit
-        files[-1].append(name)
+        if tensor.nbytes > limit:
+            files.append([name])
+            continue
+        if tensor.nbytes > room:
+            files.append(current)
+            current, room = [], limit
+        current.append(name)
         room -= tensor.nbytes
-    return files
+    return [*files, current] if current or not files else files
 
 
 # -- files ------------------------------------------------------------------------------
@@ -191,6 +198,8 @@ def _write(
 ) -> None:
     _check_writable(directory, state, form)
     directory.mkdir(parents=True, exist_ok=True)
+    for left in _weights(directory, form, _INCOMPLETE):
+        left.unlink()
     parts = split(state, limit)
     names = [_file_name(form, index, len(parts)) for index in range(len(parts))]
     for name, part in zip(names, parts, strict=True):
@@ -235,12 +244,12 @@ def _check_writable(directory: Path, state: Mapping[str, Any], form: _Form) -> N
         )
 
 
-def _weights(directory: Path, form: _Form) -> list[Path]:
+def _weights(directory: Path, form: _Form, suffix: str = "") -> list[Path]:
     """The files of weights of this format that lie in `directory`."""
     return [
         path
-        for path in directory.glob(f"{form.stem}*.{form.ending}")
-        if _SHARD.sub("", path.name) == f"{form.stem}.{form.ending}"
+        for path in directory.glob(f"{form.stem}*.{form.ending}{suffix}")
+        if _SHARD.sub("", path.name) == f"{form.stem}.{form.ending}{suffix}"
     ]
 
 

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from diag.engine.checkpoint import directories, optimizers, randomness, storage, weights
 from diag.engine.checkpoint.directories import Naming
+from diag.engine.checkpoint.labelled import is_checkpoint
 from diag.engine.checkpoint.manifest import Manifest, check_files
 from diag.engine.checkpoint.parts import Parts, match, modules_of, optimizers_of, plain_of
 from diag.engine.checkpoint.together import PATIENCE_S, everyones, meet, on_main, together
@@ -37,6 +38,7 @@ class Loaded:
     kept: tuple[str, ...]
 
 
+@is_checkpoint
 def load_state(
     directory: str | os.PathLike[str] | None,
     parts: Parts,

@@ -13,6 +13,7 @@ import torch
 import diag
 from diag.engine.checkpoint import directories, randomness, storage
 from diag.engine.checkpoint.directories import Naming, Staging
+from diag.engine.checkpoint.labelled import is_checkpoint
 from diag.engine.checkpoint.manifest import VERSION, Manifest
 from diag.engine.checkpoint.parts import Parts, class_names
 from diag.engine.checkpoint.snapshot import Snapshot
@@ -20,6 +21,7 @@ from diag.engine.checkpoint.together import PATIENCE_S, everyones, meet, on_main
 from diag.engine.process import Process
 
 
+@is_checkpoint
 def save_state(
     directory: str | os.PathLike[str] | None,
     parts: Parts,

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from diag.errors import DiagError
 
@@ -41,7 +42,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         DiagError: a rank could not write.
     """
     with _single_process_is_fine(), _agreed("write", folder):
-        _save(dict(tensors), storage_writer=FileSystemWriter(folder))
+        save(dict(tensors), storage_writer=FileSystemWriter(folder))
 
 
 def read_tensors(folder: Path, metadata: Metadata, tensors: Mapping[str, Tensor]) -> None:
@@ -52,7 +53,7 @@ def read_tensors(folder: Path, metadata: Metadata, tensors: Mapping[str, Tensor]
     """
     with _single_process_is_fine(), _agreed("read", folder):
         reader = _Reader(folder, metadata)
-        _load(dict(tensors), storage_reader=reader, planner=_TensorsOnly())
+        load(dict(tensors), storage_reader=reader, planner=_TensorsOnly())
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -131,15 +132,6 @@ def tensor_fingerprint(tensor: Tensor) -> str:
     """A digest of a tensor's bytes."""
     raw = tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu()
     return hashlib.blake2b(raw.numpy().data, digest_size=16).hexdigest()
-
-
-# Looked up at the call: diag's probes label the time of torch.distributed.checkpoint's functions.
-def _save(*args: Any, **kwargs: Any) -> None:
-    dcp.save(*args, **kwargs)  # type: ignore[attr-defined]
-
-
-def _load(*args: Any, **kwargs: Any) -> None:
-    dcp.load(*args, **kwargs)  # type: ignore[attr-defined]
 
 
 class _MetadataUnpickler(pickle.Unpickler):
