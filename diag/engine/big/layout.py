@@ -124,12 +124,13 @@ def sites_of(model: nn.Module, whole: Collection[str] | None) -> list[Site]:
     """The sites of `model` in its order of registration.
 
     Args:
-        whole: class names of blocks never to be split. None: the model's `_no_split_modules`,
-            else the elements of its outermost lists of modules; a residual connection inside
-            them would meet tensors on two devices.
+        whole: class names of blocks never to be split. None: what `_no_split_modules` of the
+            model or of modules in it name, else the elements of its outermost lists of modules;
+            a residual connection inside them would meet tensors on two devices.
     """
     if whole is None:
-        whole = getattr(model, "_no_split_modules", None)
+        declared = (getattr(m, "_no_split_modules", None) or () for m in model.modules())
+        whole = {name for names in declared for name in names} or None
     return list(_sites(model, "", whole, (), False, set()))
 
 
