@@ -476,6 +476,35 @@ def test_a_damaged_checkpoint_can_be_saved_over(saved: Path) -> None:
     assert len(list(saved.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("pathlib", "os.mkdir"),
+        ("pathlib", "os.mkdirPath"),
+        ("torch.distributed.checkpoint.metadata", "os.mkdir"),
+        ("torch.distributed.checkpoint.filesystem", "os.mkdir"),
+        ("torch", "os.mkdir"),
+        ("os", "mkdir"),
+        ("builtins", "exec"),
+    ],
+)
+def test_no_name_in_the_metadata_leads_elsewhere(
+    saved: Path, tmp_path: Path, module: str, name: str
+) -> None:
+    def text(word: str) -> bytes:
+        return pickle.SHORT_BINUNICODE + bytes([len(word)]) + word.encode()
+
+    trap = str(tmp_path / "t")
+    call = text(module) + text(name) + pickle.STACK_GLOBAL + text(trap) + pickle.TUPLE1
+    with data_file(saved, ".metadata").open("r+b") as file:
+        size = len(file.read())
+        file.seek(0)
+        file.write(pickle.PROTO + b"\x04" + call + pickle.REDUCE + pickle.STOP)
+        file.truncate(size)
+    assert refused(lambda: load_state(saved, fresh(), ALONE)).slug == "checkpoint-damaged"
+    assert not Path(trap).exists()
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (os.mkdir, (self.where,))

@@ -10,7 +10,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from diag.errors import DiagError
 
 METADATA = ".metadata"
-# The modules whose classes torch's own metadata are made of.
-_METADATA_MODULES = ("torch.distributed.checkpoint.metadata", "pathlib")
+# What torch's own metadata are made of, beside the classes of this module, dtypes and paths.
+_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
 _METADATA_GLOBALS = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
@@ -138,9 +138,16 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Torch writes its metadata as a pickle; this builds descriptions and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = module in _METADATA_MODULES or (module, name) in _METADATA_GLOBALS
-        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if module.split(".")[0] == "pathlib" and name.endswith("Path"):
+            return PurePosixPath  # its module's name differs between versions of Python
+        if (module, name) in _METADATA_GLOBALS:
             return super().find_class(module, name)
+        # A name with a dot would be looked up through all that a module has imported.
+        found = None if "." in name else getattr(sys.modules.get(module), name, None)
+        if module == "torch" and isinstance(found, torch.dtype):
+            return found
+        if isinstance(found, type) and found.__module__ == module == _METADATA_MODULE:
+            return found
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
 
 
