@@ -36,6 +36,8 @@ _SPEED = (
     Code("comm-bound", "speed", "Communication that no compute hides", _BY_SHARE),
     Code("rank0-work", "speed", "One rank works while the others wait", _BY_SHARE),
     Code("short-run", "speed", "Too few steady steps to judge", "info"),
+    Code("small-batch", "speed", "Per-rank batches too small for the optimizer step", _BY_SHARE),
+    Code("cpu-oversubscribed", "speed", "Ranks wait for a core to work on", _BY_SHARE),
     Code(
         "unsupported-topology",
         "speed",

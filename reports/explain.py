@@ -14,6 +14,7 @@ from diag.record.reader import Run
 from diag.reports import format as f
 from diag.reports.account import Measured, account
 from diag.reports.accounting import Accounting
+from diag.reports.corewait import core_wait
 from diag.reports.ending import ending
 from diag.reports.findings import find
 from diag.reports.findings.case import Case
@@ -137,6 +138,8 @@ def _case(loaded: Loaded, accounting: Accounting | None, bases: Sequence[Loaded]
         local_sgd=loaded.is_local_sgd,
         ranks_per_node=loaded.ranks_per_node,
         cores=loaded.cores,
+        threads=loaded.threads,
+        core_wait=core_wait(loaded, bases[0], accounting) if accounting and bases else None,
         traffic=load_traffic(loaded.run, loaded.panel, loaded.used),
         wall=wall(_watched(loaded), _watched(bases[0]) if bases else None, accounting),
     )
@@ -155,6 +158,8 @@ def _situation(loaded: Loaded, case: Case, ratio: float | None) -> Situation:
         steps_used=int(case.used.sum()),
         unsupported=loaded.is_unsupported,
         speedup=ratio,
+        excluded=case.excluded,
+        ending="the run is still going on" if loaded.run.running else next(ending(loaded.run), ""),
     )
 
 
@@ -165,7 +170,7 @@ def _run_summary(loaded: Loaded, bases: Sequence[Loaded], unit: Unit) -> RunSumm
         world_size=loaded.run.world_size,
         nodes=loaded.nodes,
         device=loaded.device,
-        backend=loaded.fact("backend"),
+        backend=loaded.backend,
         mode=str(facts.get("mode") or "unknown"),
         strategy=loaded.fact("strategy"),
         scaling=_scaling(loaded, bases, unit),
@@ -244,7 +249,8 @@ def _warnings(
     yield from ending(loaded.run)
     yield from loaded.run.warnings
     yield from loaded.panel.warnings
-    yield from notes
+    if loaded.has_steps:  # with nothing to compare, what was not compared with is no news
+        yield from notes
     for base in bases:
         problems = (*base.run.warnings, *base.panel.warnings)
         yield from (f"baseline {base.run.name}: {problem}" for problem in problems)

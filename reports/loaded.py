@@ -59,6 +59,20 @@ class Loaded:
         return value if type(value) is int and value > 0 else None
 
     @property
+    def threads(self) -> int | None:
+        """Per rank."""
+        value = self.run.facts.get("threads")
+        return value if type(value) is int and value > 0 else None
+
+    @property
+    def backend(self) -> str:
+        """The ranks' own word; the launcher's where torch was left to choose and does not say."""
+        said = self._first_rank_fact("backend")
+        return (
+            str(self.run.facts.get("backend") or UNKNOWN) if said in (None, "undefined") else said
+        )
+
+    @property
     def nodes(self) -> int:
         return len(self._ranks_by_node) or 1
 

@@ -173,6 +173,8 @@ def _children(directory: Path) -> list[Path]:
 
 
 def _empty_hint(facts: Mapping[str, Any]) -> str:
+    if facts.get("probes") is False:
+        return "it ran with its probes off (--probes off, DIAG_OFF=1): only its logs/ were kept"
     if facts.get("ended_by"):
         return f"the run ended ({facts['ended_by']}) before any rank recorded; see its logs/"
     return "no rank has started to record yet, or this is not a run's directory"

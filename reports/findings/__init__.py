@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection
 
 from diag.reports.findings.case import Case
 from diag.reports.findings.comm_bound import comm_bound
+from diag.reports.findings.cpu_oversubscribed import cpu_oversubscribed
 from diag.reports.findings.data_bound import data_bound
 from diag.reports.findings.jitter import jitter
 from diag.reports.findings.rank0_work import rank0_work
 from diag.reports.findings.short_run import short_run
 from diag.reports.findings.slow_rank import slow_rank
+from diag.reports.findings.small_batch import small_batch
 from diag.reports.findings.unsupported_topology import unsupported_topology
 from diag.reports.model import Finding
 
@@ -21,6 +23,8 @@ DETECTORS: tuple[Detector, ...] = (
     rank0_work,
     data_bound,
     comm_bound,
+    cpu_oversubscribed,
+    small_batch,
     jitter,
     unsupported_topology,
     short_run,

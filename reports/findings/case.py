@@ -31,6 +31,23 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class CoreWait:
+    """How long the typical rank's main thread stood ready without a core, ms per step.
+
+    Attributes:
+        ms: in this run.
+        expected_ms: at the baseline's pace, its own wait in an ideal step's share.
+    """
+
+    ms: float
+    expected_ms: float
+
+    @property
+    def excess_ms(self) -> float:
+        return max(self.ms - self.expected_ms, 0.0)
+
+
+@dataclass(frozen=True)
 class Case:
     """One run as a detector sees it.
 
@@ -41,6 +58,8 @@ class Case:
         excluded: reason to number of steps left out.
         gradient_groups: sizes of the groups that reduced gradients; empty if unknown.
         cores: of a node, None if unknown.
+        threads: per rank, None if unknown.
+        core_wait: how long ranks stood ready without a core; None if not measured, in both runs.
     """
 
     accounting: Accounting | None
@@ -54,6 +73,8 @@ class Case:
     local_sgd: bool = False
     ranks_per_node: int = 1
     cores: int | None = None
+    threads: int | None = None
+    core_wait: CoreWait | None = None
     traffic: Traffic | None = None
     wall: Wall | None = None
 

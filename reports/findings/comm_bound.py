@@ -56,10 +56,19 @@ def _capped(level: Severity) -> Severity:
 
 
 def _waits_for_cores(case: Case, transfer: Term) -> bool:
-    """In a rehearsal: the bytes are far too few for the time, so the ranks wait for cores."""
-    if not case.rehearsal or case.traffic is None or not transfer.ms:
+    """In a rehearsal: the bytes are too few for the time, or cores are measured to be as short."""
+    if not case.rehearsal or not transfer.ms:
         return False
-    return case.traffic.bytes / _SLOW_BYTES_PER_MS < _EXPLAINS * transfer.ms
+    few = (
+        case.traffic is not None
+        and case.traffic.bytes / _SLOW_BYTES_PER_MS < _EXPLAINS * transfer.ms
+    )
+    return few or _waits_as_long(case, transfer.ms)
+
+
+def _waits_as_long(case: Case, transfer_ms: float) -> bool:
+    """Gloo's threads need cores too, and nothing measures their wait: the ranks' stands for it."""
+    return case.core_wait is not None and case.core_wait.excess_ms >= transfer_ms
 
 
 def _title(term: TermName, cores: bool) -> str:
@@ -72,8 +81,9 @@ def _title(term: TermName, cores: bool) -> str:
 
 def _evidence(case: Case, accounting: Accounting, cores: bool) -> list[str]:
     transfer, serialization = accounting.term("transfer"), accounting.term("serialization")
+    what = "waiting in collectives" if cores else "communication itself"
     lines = [
-        f"{f.ms(transfer.ms)} of each {f.ms(accounting.step_ms)} step is communication itself"
+        f"{f.ms(transfer.ms)} of each {f.ms(accounting.step_ms)} step is {what}"
         if transfer.ms is not None
         else "the size of the transfer is unknown"
     ]
@@ -85,11 +95,20 @@ def _evidence(case: Case, accounting: Accounting, cores: bool) -> list[str]:
     if case.traffic is not None:
         lines += _traffic(case.traffic, transfer.ms)
     if cores:
-        lines.append(
-            "so few bytes do not take that long: the ranks of this rehearsal wait for "
-            f"{_cores(case)}, not for a network"
-        )
+        lines.append(_why_cores(case, transfer.ms or 0.0))
     return lines
+
+
+def _why_cores(case: Case, transfer_ms: float) -> str:
+    if case.core_wait is not None and _waits_as_long(case, transfer_ms):
+        return (
+            f"each step the ranks stand ready without a core for {f.ms(case.core_wait.ms)}: while "
+            f"they wait so for {_cores(case)}, a rehearsal cannot tell how long the network takes"
+        )
+    return (
+        "so few bytes do not take that long: the ranks of this rehearsal wait for "
+        f"{_cores(case)}, not for a network"
+    )
 
 
 def _cores(case: Case) -> str:

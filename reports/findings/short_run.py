@@ -13,6 +13,11 @@ _NEVER_STEPPED = (
     "backward() and a torch optimizer's step() at least twice on every rank. Its output is in "
     "the run's logs/."
 )
+_NEVER_SYNCHRONIZED = (
+    "These steps ended without the ranks having reduced their gradients: each trained a model of "
+    "its own. Wrap the model in DistributedDataParallel or fully_shard, and call it, not "
+    "model.module; no_sync() must end before the optimizer steps."
+)
 
 
 def short_run(case: Case) -> tuple[Finding, ...]:
@@ -20,17 +25,29 @@ def short_run(case: Case) -> tuple[Finding, ...]:
     used = int(case.used.sum())
     if used >= FEWEST_STEPS:
         return ()
-    left_out = [f"{n} {reason}" for reason, n in case.excluded.items()]
-    recorded = f"{f.plural(case.panel.num_steps, 'step')} recorded, {used} of them used"
     title = "No steady step was recorded" if used == 0 else f"Only {used} steady steps to judge by"
     return (
         finding(
             "short-run",
             "info",
             title,
-            [recorded + (f"; left out: {f.listing(left_out)}" if left_out else "")],
-            _NEVER_STEPPED
-            if case.panel.num_steps == 0
-            else f"Record at least {_ADVICE} steps after warm-up, e.g. diag run --max-steps 150.",
+            [_counted(case, used)],
+            _hint(case),
         ),
     )
+
+
+def _counted(case: Case, used: int) -> str:
+    if case.panel.num_steps == 0:
+        return "no step was recorded"
+    left_out = [f"{n} {reason}" for reason, n in case.excluded.items()]
+    recorded = f"{f.plural(case.panel.num_steps, 'step')} recorded, {used} of them used"
+    return recorded + (f"; left out: {f.listing(left_out)}" if left_out else "")
+
+
+def _hint(case: Case) -> str:
+    if case.panel.num_steps == 0:
+        return _NEVER_STEPPED
+    if case.excluded.get("unsynced", 0) > case.panel.num_steps / 2:
+        return _NEVER_SYNCHRONIZED
+    return f"Record at least {_ADVICE} steps after warm-up, e.g. diag run --max-steps 150."

@@ -68,6 +68,8 @@ def run_words(report: Report) -> str:
 
 def baseline_words(report: Report) -> str:
     baseline = report.baseline
+    if report.run.steps_used == 0:
+        return "none: this run has no steady step to compare"
     if baseline.name is None:
         return "none: what is ideal is estimated from this run, an upper bound"
     if baseline.kind == "estimated":
@@ -78,12 +80,17 @@ def baseline_words(report: Report) -> str:
 
 def steps_words(report: Report) -> str:
     left_out = ", ".join(f"{n} {reason}" for reason, n in report.run.steps_excluded.items())
+    if not (report.run.steps_used or left_out):
+        return "none recorded"
     used = f"{report.run.steps_used} used"
     return f"{used}; left out: {left_out}" if left_out else used
 
 
 def rate_words(report: Report) -> str:
     through = report.throughput
+    if through.run is None and report.run.steps_used == 0:
+        excluded = sum(report.run.steps_excluded.values())
+        return "none: no step was recorded" if not excluded else "none: no step is steady"
     if through.run is None:
         return "unknown: see the warnings on how to count samples"
     text = f.rate(through.run, through.unit)

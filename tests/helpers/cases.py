@@ -67,20 +67,33 @@ def panel(
 
 @dataclass(frozen=True)
 class Planted:
-    """Builds the Case of a run; `baseline=False` makes it an estimate."""
+    """Builds the Case of a run; `baseline=False` makes it an estimate.
+
+    base: [1, S, 7] the baseline's local phases, where not the ordinary ones.
+    """
 
     local: F64
     transfer_ms: float = 0.2
     baseline: bool = True
     panel_options: dict[str, Any] = field(default_factory=dict)
     case_options: dict[str, Any] = field(default_factory=dict)
+    base: F64 | None = None
+    base_options: dict[str, Any] = field(default_factory=dict)
 
     def case(self) -> Case:
         run = panel(self.local, self.transfer_ms, **self.panel_options)
         chosen = steady(run)
-        base = panel(local_ms(1, 80, seed=99), 0.0) if self.baseline else None
-        accounting = account(
-            run, base, used=chosen.used, baseline_used=None if base is None else steady(base).used
+        alone = local_ms(1, 80, seed=99) if self.base is None else self.base
+        base = panel(alone, 0.0, **self.base_options) if self.baseline else None
+        accounting = (
+            account(
+                run,
+                base,
+                used=chosen.used,
+                baseline_used=None if base is None else steady(base).used,
+            )
+            if chosen.used.any()
+            else None
         )
         return Case(
             accounting=accounting,

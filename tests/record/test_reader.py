@@ -157,6 +157,14 @@ def test_a_run_that_ended_before_any_rank_recorded_says_so(run_path: Path) -> No
     assert "the run ended (script) before any rank recorded" in caught.value.hint
 
 
+def test_a_run_without_probes_says_that_it_has_no_record(run_path: Path) -> None:
+    shutil.rmtree(run_path / "ranks")
+    RunDir(run_path).update_run_json(probes=False)
+    with pytest.raises(RecordError) as caught:
+        read_run(run_path)
+    assert "it ran with its probes off" in caught.value.hint
+
+
 @pytest.mark.parametrize("kind", ["file", "nothing"])
 def test_what_is_no_directory_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"

@@ -43,7 +43,12 @@ def test_the_earliest_error_is_named_not_its_echo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended_by", "code", "word"), [("signal", 130, "interrupted"), ("diag", 2, "diag itself")]
+    ("ended_by", "code", "word"),
+    [
+        ("signal", 130, "interrupted"),
+        ("signal", 137, "the run failed: a rank was killed by SIGKILL"),
+        ("diag", 2, "diag itself"),
+    ],
 )
 def test_other_ends(tmp_path: Path, ended_by: str, code: int, word: str) -> None:
     (sentence,) = ending(ended(tmp_path, ended_by=ended_by, exit_code=code))

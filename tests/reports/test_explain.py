@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 
 from diag.record.reader import read_run
-from diag.record.schema import StepFlag
+from diag.record.schema import STREAMS, StepFlag
+from diag.record.store import RunDir
+from diag.reports.corewait import waiting_share
 from diag.reports.explain import explain
+from diag.reports.loaded import load
 from diag.reports.model import Report
 from diag.reports.render.json import render_json
 from diag.reports.render.md import render_md
 from diag.reports.render.text import render_text
 from helpers.cases import local_ms, phase
-from helpers.records import released_together, write_run
+from helpers.records import START_NS, released_together, write_rows, write_run
 
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "docs/schemas/scaling-report-1.json").read_text("utf-8")
@@ -110,6 +113,11 @@ def test_a_clean_run_has_nothing_wrong(tmp_path: Path) -> None:
     assert report.verdict.startswith("Nothing wrong: ")
 
 
+def test_the_launchers_backend_is_named_where_torch_does_not_say(tmp_path: Path) -> None:
+    said = explained(slow_run(tmp_path, rank_facts={"backend": "undefined"}), baseline(tmp_path))
+    assert said.run.backend == "gloo"
+
+
 def test_a_rehearsal_never_claims_a_gpus_numbers(tmp_path: Path) -> None:
     facts = {"cores": 2}
     report = explained(slow_run(tmp_path, run_facts=facts), baseline(tmp_path))
@@ -187,6 +195,82 @@ def test_repeats_on_both_sides_give_intervals_between_runs(tmp_path: Path) -> No
     assert any("slow1, slow2" in warning for warning in report.warnings)
 
 
+# -- waiting for cores --------------------------------------------------------------------
+
+
+def gauges(ranks: int, share: float, seconds: int = 40) -> dict[int, list[tuple[Any, ...]]]:
+    """A reading a second; `share` of the time the main thread waited for a core."""
+    names = STREAMS["gauges"].names
+    rows = [
+        {"time_ns": START_NS + s * 10**9, "runqueue_wait_ns": int(share * s * 1e9)}
+        for s in range(-3, seconds)
+    ]
+    each = [tuple(row.get(name) for name in names) for row in rows]
+    return dict.fromkeys(range(ranks), each)
+
+
+def hindered(runs_dir: Path, share: float, **options: Any) -> Path:
+    """Four ranks whose backward takes 16 ms longer than the baseline's, of 77 ms a step."""
+    local = local_ms(4, 120)
+    local[:, :, phase("backward")] += 16.0
+    return record(runs_dir, "hindered", local, gauges=gauges(4, share), **options)
+
+
+def test_a_measured_wait_for_cores_explains_a_loss_of_all_ranks(tmp_path: Path) -> None:
+    facts = {"cores": 4, "threads": 2, "rehearsal": False}
+    base = baseline(tmp_path, gauges=gauges(1, 0.01))
+    report = explained(hindered(tmp_path, 0.16, run_facts=facts), base)
+    (found,) = report.findings
+    assert (found.code, found.severity) == ("cpu-oversubscribed", "critical")
+    # 16% of the step, less 1% of an ideal step's 61.5 ms.
+    assert found.ms == pytest.approx(0.16 * 77.8 - 0.6, abs=0.2)
+    assert found.location is None  # no line of the script is to blame
+    assert "4 ranks with 2 threads each share 4 cores" in report.verdict
+
+
+@pytest.mark.parametrize(
+    ("share", "usual"),
+    [(0.002, 0.0), (0.16, 0.9), (0.16, None)],
+    ids=["hardly any", "the baseline too", "not measured there"],
+)
+def test_a_wait_that_explains_nothing_is_no_finding(
+    tmp_path: Path, share: float, usual: float | None
+) -> None:
+    base = baseline(tmp_path, gauges=None if usual is None else gauges(1, usual))
+    report = explained(hindered(tmp_path, share), base)
+    assert codes(report) == []
+    assert "each rank computes 16.1 ms longer" in report.verdict
+
+
+@pytest.mark.parametrize(
+    ("at", "share"),
+    [
+        ([0.5, 1.5, 2.5], 0.1),  # inside
+        ([-0.5, 0.5], 0.1),  # one inside, one before
+        ([0.5, 9.0], 0.1),  # one inside, one after
+        ([-3.0, 9.0], 0.1),  # around
+        ([0.5], None),
+        ([], None),
+    ],
+)
+def test_the_share_is_between_the_readings_nearest_to_the_steps(
+    tmp_path: Path, at: list[float], share: float | None
+) -> None:
+    """80 steps of 40 ms: 3.2 s, of which the first 40 ms are warm-up."""
+    names = STREAMS["gauges"].names
+    rows = [
+        {"time_ns": START_NS + int(s * 1e9), "runqueue_wait_ns": int(0.1 * (s + 5) * 1e9)}
+        for s in at
+    ]
+    readings = {0: [tuple(row.get(name) for name in names) for row in rows]}
+    steps = np.zeros((1, 80, 7))
+    steps[:, :, phase("forward")] = 40.0
+    path = record(tmp_path, "run", steps)
+    write_rows(RunDir(path).rank_dir(0), "gauges", readings[0])
+    found = waiting_share(load(read_run(path)))
+    assert found == (None if share is None else pytest.approx(share, rel=1e-3))
+
+
 # -- what others waited for ---------------------------------------------------------------
 
 
@@ -242,11 +326,31 @@ def test_a_run_that_never_stepped(tmp_path: Path) -> None:
     for path in run.glob("ranks/*/steps*"):
         path.unlink()
     report = explained(run, baseline(tmp_path), command="x")
-    assert report.verdict.startswith("No optimizer step was recorded on every rank")
+    assert report.verdict.startswith("No step was recorded: it takes two optimizer steps")
+    text = " ".join(render_text(report).split())
+    assert "throughput none: no step was recorded steps none recorded" in text
+    assert "baseline none: this run has no steady step to compare" in text
+    assert "how to count samples" not in text
     assert report.speedup.value is None
     assert codes(report) == ["short-run"]
     assert report.step_series is None
     assert report.baseline_command is None
+
+
+def test_a_run_that_failed_before_its_first_step_says_what_it_failed_with(tmp_path: Path) -> None:
+    error = {"type": "ValueError", "message": "no data", "file": "train.py", "line": 3}
+    facts: dict[str, Any] = {"exit_code": 1}
+    run = record(
+        tmp_path, "idle", local_ms(2, 1), run_facts=facts, rank_facts={"error": error, "end_ns": 1}
+    )
+    for path in run.glob("ranks/*/steps*"):
+        path.unlink()
+    report = explained(run, notes=["other is no baseline"])
+    assert report.verdict == (
+        "No step was recorded: the run failed with exit code 1: rank 0, ValueError: no data "
+        "(train.py:3)."
+    )
+    assert "other is no baseline" not in report.warnings
 
 
 def test_a_run_that_ended_before_its_warm_up(tmp_path: Path) -> None:

@@ -98,13 +98,116 @@ def test_info_alone_is_not_something_wrong() -> None:
 
 def test_a_loss_without_a_finding_is_named_by_its_term() -> None:
     base = accounting()
-    compute = replace(base, terms=with_terms(base.terms, {"compute": 20.0, "transfer": 7.0}))
-    assert verdict(compute, [], AT) == (
-        "2.8x on 4 ranks (69% efficient): on all ranks forward and backward cost 20.0 ms of every "
-        "87.0 ms step more than at the baseline's pace."
+    jitter = replace(base, terms=with_terms(base.terms, {"jitter": 20.0, "transfer": 7.0}))
+    assert verdict(jitter, [], AT) == (
+        "2.8x on 4 ranks (69% efficient): late ranks, in turn, cost 20.0 ms of every 87.0 ms step."
     )
     many = replace(base, terms=with_terms(base.terms, {"compute": 4.0, "transfer": 4.0}))
     assert "many small losses, none of them 5% of the step" in verdict(many, [], AT)
+
+
+COMPUTE = "each rank computes 20.0 ms longer than the baseline does for the same work"
+
+
+@pytest.mark.parametrize(
+    ("term", "changes", "rehearsal", "text"),
+    [
+        (
+            "compute", {}, False,
+            f"{COMPUTE}, 23% of the step; compare the GPUs' clocks, power and temperature with "
+            "the baseline's.",
+        ),
+        (
+            "compute", {"compute_ms": {"forward": 1.0, "backward": 19.0}}, False,
+            f"{COMPUTE}, 23% of the step; mostly in backward, beside the communication: compare "
+            "GPU clocks, try other buckets.",
+        ),
+        (
+            "compute", {}, True,
+            f"{COMPUTE}, 23% of the step; ranks on one machine share its memory and caches: try "
+            "fewer of them.",
+        ),
+        (
+            "compute", {"q": 0.25}, False,
+            f"{COMPUTE}, 23% of the step; its batches are smaller here: try as many samples per "
+            "rank as the baseline had.",
+        ),
+        (
+            "optimizer", {}, False,
+            "the optimizer step takes 20.0 ms longer than at the baseline's pace, 23% of the "
+            "step; see whether it is fused (fused=True) and whether it waits for the host.",
+        ),
+        (
+            "host", {}, False,
+            "each rank's own code on the host takes 20.0 ms longer than at the baseline's pace, "
+            "23% of the step; look for .item(), printing, logging and metrics inside the loop.",
+        ),
+        (
+            "copy", {}, False,
+            "copies to the device take 20.0 ms longer than at the baseline's pace, 23% of the "
+            "step; use pin_memory=True and non_blocking=True; ranks share the host's memory and "
+            "PCIe.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_loss_of_all_ranks_alike_says_where_to_look(
+    term: TermName, changes: dict[str, object], rehearsal: bool, text: str
+) -> None:
+    base = accounting(**{"compute_ms": {"forward": 8.0, "backward": 12.0}, **changes})
+    lost = replace(base, terms=with_terms(base.terms, {term: 20.0, "transfer": 7.0}))
+    said = verdict(lost, [], replace(AT, rehearsal=rehearsal))
+    assert said.partition(": ")[2].removesuffix(NO_GPU) == text
+
+
+NO_GPU = " A rehearsal on CPU: these are not a GPU's numbers."
+
+
+def sure(terms: tuple[Term, ...], name: TermName, low: float) -> tuple[Term, ...]:
+    return tuple(replace(t, low=low) if t.term == name else t for t in terms)
+
+
+def test_a_larger_loss_without_a_name_goes_before_the_worst_cause_with_one() -> None:
+    base = accounting()
+    terms = with_terms(base.terms, {"compute": 24.0, "straggler": 18.2})
+    clear = replace(base, terms=sure(terms, "compute", 20.0))
+    said = verdict(clear, [SLOW], AT)
+    assert said.startswith("2.8x on 4 ranks (69% efficient): each rank computes 24.0 ms longer")
+    assert said.endswith(
+        ". Next: rank 2 is slow in backward and costs 18.2 ms of every 87.0 ms step; without it "
+        "3.4x."
+    )
+    unsure = replace(base, terms=sure(terms, "compute", 12.0))
+    assert verdict(unsure, [SLOW], AT).startswith("2.8x on 4 ranks (69% efficient): rank 2 is slow")
+    named = replace(SLOW, code="small-batch", title="Why", term="compute", ms=14.0, ranks=())
+    assert verdict(clear, [SLOW, named], AT).startswith(
+        "2.8x on 4 ranks (69% efficient): rank 2 is slow"
+    )
+
+
+def test_a_finding_of_a_small_part_does_not_stand_for_the_term() -> None:
+    base = accounting()
+    compute = replace(base, terms=with_terms(base.terms, {"compute": 20.0}))
+    part = finding(
+        "cpu-oversubscribed", "info", "Ranks wait for cores", [], "", ms=4.0, term="compute"
+    )
+    assert "each rank computes 20.0 ms longer" in verdict(compute, [part], AT)
+    most = replace(part, ms=11.0, would_save_ms=11.0)
+    assert verdict(compute, [most], AT) == (
+        "2.8x on 4 ranks (69% efficient): ranks wait for cores, 11.0 ms of every 87.0 ms step; "
+        "without it 3.2x."
+    )
+
+
+def test_a_rehearsal_whose_ranks_wait_for_cores_longest_says_so_first() -> None:
+    cores = finding(
+        "cpu-oversubscribed", "info", "4 ranks share 2 cores", [], "", ms=30.0, term="compute"
+    )
+    said = verdict(accounting(), [SLOW, cores], AT)
+    assert said == (
+        "2.8x on 4 ranks (69% efficient): 4 ranks share 2 cores, 30.0 ms of every 87.0 ms step. "
+        "Next: rank 2 is slow in backward and costs 18.2 ms of every 87.0 ms step; without it 3.4x."
+    )
+    assert "share 2 cores" not in verdict(accounting(), [SLOW, replace(cores, ms=15.0)], AT)
 
 
 def test_a_loss_that_an_info_finding_explains_goes_by_its_title() -> None:
@@ -141,6 +244,9 @@ def test_doubts_are_said_aloud() -> None:
     )
 
 
+NONE = replace(AT, num_steps=0, steps_used=0)
+
+
 def test_a_rehearsal_is_called_one() -> None:
     text = verdict(accounting(), [SLOW], replace(AT, rehearsal=True))
     assert text.startswith("2.8x on 4 CPU ranks")
@@ -150,8 +256,25 @@ def test_a_rehearsal_is_called_one() -> None:
 @pytest.mark.parametrize(
     ("at", "start"),
     [
-        (replace(AT, num_steps=0, steps_used=0), "No optimizer step was recorded on every rank"),
-        (replace(AT, num_steps=3, steps_used=0), "Too short to judge: 3 steps recorded, none"),
+        (NONE, "No step was recorded: it takes two optimizer steps on every rank, and the script"),
+        (
+            replace(NONE, ending="the run failed with exit code 1"),
+            "No step was recorded: the run failed with exit code 1.",
+        ),
+        (replace(NONE, num_steps=3), "Too short to judge: 3 steps recorded, none of them steady"),
+        (
+            replace(NONE, num_steps=3, ending="the run was interrupted"),
+            "Too short to judge: 3 steps recorded, none of them steady; let it run for 60 steps or "
+            "more. Besides, the run was interrupted.",
+        ),
+        (
+            replace(NONE, num_steps=50, excluded={"warm-up": 1, "unsynced": 49}),
+            "Nothing to compare: 50 steps recorded, but they ended without a gradient sync",
+        ),
+        (
+            replace(NONE, num_steps=9, excluded={"warm-up": 1, "profiled": 8}),
+            "No steady step: 9 steps recorded, but every one was left out (profiled).",
+        ),
         (replace(AT, unsupported=True), "Gradients are not reduced over all ranks in each step"),
         (replace(AT, unsupported=True, speedup=3.5), "3.5x on 4 ranks. Gradients are not reduced"),
     ],

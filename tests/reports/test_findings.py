@@ -11,13 +11,15 @@ import pytest
 from diag.codes import CATALOGUE
 from diag.record.schema import StepFlag
 from diag.reports.findings import DETECTORS, find
-from diag.reports.findings.case import Case, Traffic, severity
+from diag.reports.findings.case import Case, CoreWait, Traffic, severity
 from diag.reports.findings.comm_bound import comm_bound
+from diag.reports.findings.cpu_oversubscribed import cpu_oversubscribed
 from diag.reports.findings.data_bound import data_bound
 from diag.reports.findings.jitter import jitter
 from diag.reports.findings.rank0_work import rank0_work
 from diag.reports.findings.short_run import short_run
 from diag.reports.findings.slow_rank import slow_rank
+from diag.reports.findings.small_batch import small_batch
 from diag.reports.findings.unsupported_topology import unsupported_topology
 from diag.reports.model import Location
 from helpers.cases import Planted, findings_of, local_ms, phase
@@ -282,6 +284,147 @@ def test_otherwise_communication_keeps_its_severity(options: dict[str, object]) 
     assert found.severity == "critical"
 
 
+def test_where_cores_are_as_short_a_rehearsal_cannot_tell_a_network() -> None:
+    options = {"traffic": LARGE, "rehearsal": True, "cores": 2, "ranks_per_node": 4}
+    waiting = {**options, "core_wait": CoreWait(20.0, 1.0)}
+    (found,) = findings_of(comm_bound, local_ms(4, STEPS), 14.0, case_options=waiting)
+    assert (found.severity, found.title) == ("info", "Ranks wait for the cores they share")
+    assert "stand ready without a core for 20.0 ms" in text_of(found.evidence)
+    for wait, rehearsal in ((CoreWait(14.0, 1.0), True), (CoreWait(20.0, 1.0), False)):
+        less = {**options, "core_wait": wait, "rehearsal": rehearsal}
+        (found,) = findings_of(comm_bound, local_ms(4, STEPS), 14.0, case_options=less)
+        assert found.severity == "critical"
+
+
+# -- cpu-oversubscribed -------------------------------------------------------------------
+
+
+def hindered(ms: float, name: str = "backward") -> np.ndarray:
+    """All ranks alike are slower by `ms`."""
+    local = local_ms(4, STEPS)
+    local[:, :, phase(name)] += ms
+    return local
+
+
+SHORT = {"cores": 8, "ranks_per_node": 4, "threads": 4, "core_wait": CoreWait(13.0, 1.0)}
+
+
+def test_a_wait_for_cores_that_makes_all_ranks_slower() -> None:
+    (found,) = findings_of(cpu_oversubscribed, hindered(20.0), case_options=SHORT)
+    assert (found.code, found.severity, found.term) == ("cpu-oversubscribed", "warning", "compute")
+    assert found.title == "4 ranks with 4 threads each share 8 cores"
+    assert found.ms == pytest.approx(12.0)  # what was waited, not what was lost
+    assert found.would_save_ms == pytest.approx(12.0)
+    assert "--threads 2" in found.hint
+    assert "13.0 ms of each" in text_of(found.evidence)
+
+
+def test_no_more_is_blamed_on_the_wait_than_was_lost() -> None:
+    waiting = {**SHORT, "core_wait": CoreWait(30.0, 0.0)}
+    (found,) = findings_of(cpu_oversubscribed, hindered(10.0), case_options=waiting)
+    assert found.ms == pytest.approx(10.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "title", "hint"),
+    [
+        ({"threads": 1, "cores": 2}, "4 ranks share 2 cores", "fewer ranks than cores"),
+        ({"threads": 2, "cores": 2}, "4 ranks with 2 threads each share 2 cores", "fewer ranks"),
+        ({"threads": 1}, "Ranks wait for cores that something else uses", "loader workers"),
+        ({"cores": None}, "Ranks wait for cores that something else uses", "loader workers"),
+    ],
+)
+def test_whose_threads_are_too_many(options: dict[str, object], title: str, hint: str) -> None:
+    (found,) = findings_of(cpu_oversubscribed, hindered(20.0), case_options={**SHORT, **options})
+    assert found.title == title
+    assert hint in found.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [({"threads": 4}, "warning"), ({"threads": 1}, "info"), ({"threads": 1, "cores": 2}, "info")],
+)
+def test_a_rehearsal_says_nothing_against_the_training(
+    options: dict[str, object], level: str
+) -> None:
+    options = {**SHORT, **options, "rehearsal": True}
+    (found,) = findings_of(cpu_oversubscribed, hindered(20.0), case_options=options)
+    assert found.severity == level
+
+
+@pytest.mark.parametrize(
+    ("local", "options"),
+    [
+        (local_ms(4, STEPS), SHORT),  # they wait, but lose nothing: a sleeping device
+        (hindered(20.0), {**SHORT, "core_wait": None}),  # too many threads, not measured
+        (hindered(20.0), {**SHORT, "core_wait": CoreWait(5.0, 4.9)}),  # the baseline waits as long
+        (hindered(20.0, "data"), SHORT),  # lost by waiting for loaders, not for cores
+    ],
+    ids=["no loss", "no measure", "as in the baseline", "loaders"],
+)
+def test_a_near_miss_of_waiting_for_cores(local: np.ndarray, options: dict[str, object]) -> None:
+    assert findings_of(cpu_oversubscribed, local, case_options=options) == ()
+
+
+def test_one_slow_rank_is_not_blamed_on_the_cores() -> None:
+    local = local_ms(4, STEPS)
+    local[2, :, phase("backward")] += 18.0
+    assert findings_of(cpu_oversubscribed, local, case_options=SHORT) == ()
+
+
+def test_a_wait_for_cores_is_not_found_on_an_estimate() -> None:
+    found = findings_of(cpu_oversubscribed, hindered(20.0), baseline=False, case_options=SHORT)
+    assert found == ()
+
+
+# -- small-batch --------------------------------------------------------------------------
+
+
+def split_batch(update_ms: float, base_ms: float = 12.0, part: float = 0.25) -> Planted:
+    """Strong scaling: a quarter of the samples, compute and host work; an update of its own length."""
+    base, local = local_ms(1, 80, seed=99), part * local_ms(4, STEPS)
+    base[:, :, phase("optimizer")] *= base_ms / 0.6
+    local[:, :, phase("optimizer")] *= update_ms / (part * 0.6)
+    return Planted(
+        local, panel_options={"samples": 32 * part}, base=base, base_options={"samples": 32}
+    )
+
+
+def test_an_update_that_the_batch_does_not_shorten() -> None:
+    (found,) = small_batch(split_batch(12.0).case())
+    assert (found.code, found.severity, found.term) == ("small-batch", "critical", "optimizer")
+    assert found.ms == pytest.approx(9.0, abs=0.2)
+    assert found.would_save_ms == pytest.approx(9.0, abs=0.3)
+    assert "25% of the baseline's, its optimizer step takes 12.0 ms" in text_of(found.evidence)
+
+
+def test_what_the_update_takes_beyond_the_baselines_has_another_cause() -> None:
+    (found,) = small_batch(split_batch(20.0).case())
+    assert found.ms == pytest.approx(9.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        split_batch(3.0),  # sharded: every rank updates a quarter
+        split_batch(0.15, base_ms=0.15),  # below 1% of the step
+        split_batch(20.0, part=1.0),  # the same batch per rank
+    ],
+    ids=["sharded", "tiny", "weak scaling"],
+)
+def test_a_near_miss_of_a_small_batch(planted: Planted) -> None:
+    assert small_batch(planted.case()) == ()
+
+
+def test_the_wait_for_cores_does_not_claim_the_small_batchs_part() -> None:
+    case = replace(split_batch(20.0).case(), core_wait=CoreWait(30.0, 0.0), cores=2, threads=1)
+    (batch,), (cores,) = small_batch(case), cpu_oversubscribed(case)
+    assert case.accounting is not None
+    lost = case.accounting.term("optimizer").ms
+    assert lost is not None
+    assert (batch.ms or 0) + (cores.ms or 0) == pytest.approx(lost, abs=0.3)
+
+
 # -- short-run, unsupported-topology ------------------------------------------------------
 
 
@@ -289,6 +432,14 @@ def test_few_steady_steps() -> None:
     (found,) = findings_of(short_run, local_ms(4, 12))
     assert (found.code, found.severity) == ("short-run", "info")
     assert "12 steps recorded, 11 of them used; left out: 1 warm-up" in found.evidence
+
+
+def test_steps_without_a_synchronization_are_not_a_matter_of_more_steps() -> None:
+    flags = np.full((4, 1), int(StepFlag.UNSYNCED))
+    (found,) = short_run(Planted(local_ms(4, 50), panel_options={"flags": flags}).case())
+    assert found.title == "No steady step was recorded"
+    assert "DistributedDataParallel" in found.hint
+    assert "60 steps" not in found.hint
 
 
 def test_enough_steps_are_not_short() -> None:

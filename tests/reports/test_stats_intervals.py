@@ -42,6 +42,17 @@ def test_without_noise_an_interval_is_its_value() -> None:
     assert result.efficiency.low == pytest.approx(28 / 38)
 
 
+def test_a_straggler_below_zero_lies_in_its_interval_too() -> None:
+    """Each rank is fast in a phase of its own, so the typical one is slower than all of them."""
+    step = [
+        {"forward": 10.0, "backward": 20.0, "host": 20.0},
+        {"forward": 20.0, "backward": 10.0, "host": 20.0},
+        {"forward": 20.0, "backward": 20.0, "host": 10.0},
+    ]
+    straggler = account(data_parallel([step] * 30)).term("straggler")
+    assert (straggler.ms, straggler.low, straggler.high) == pytest.approx((-10.0, -10.0, -10.0))
+
+
 def test_more_steps_narrow_the_interval() -> None:
     world = World(EQUAL[:4], EQUAL[0], 1.0, 100, 100, own=0.05, common=0.03, correlation=0.2)
     widths = []
