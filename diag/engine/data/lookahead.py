@@ -27,11 +27,14 @@ def with_next(items: Iterable[T]) -> Iterator[tuple[T, T | Following]]:
     iterator = iter(items)
     following: T | Following = next(iterator, END)
     while not isinstance(following, Following):
-        current, error = following, None
+        current, failure = following, None
         try:
             following = next(iterator, END)
-        except Exception as raised:
-            following, error = FAILED, raised
+        except Exception as error:
+            following, failure = FAILED, error
         yield current, following
-        if error is not None:
-            raise error
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # it holds this frame, which must not hold it
