@@ -239,3 +239,9 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 )
 def test_amounts_in_words(num_bytes: float, words: str) -> None:
     assert in_words(num_bytes) == words
+
+
+def test_a_list_of_one_module_is_no_list_of_blocks() -> None:
+    model = nn.Module()
+    model.models = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))])
+    assert infer_device_map(model, {0: 100, 1: 100}) == {"models.0.0": 0, "models.0.1": 1}
