@@ -197,7 +197,8 @@ def host_name(facts: Facts, plan: Plan) -> Outcome:
     network = facts.network
     fault = _leads_nowhere(network)
     if fault is not None and plan.nnodes > 1:
-        cost = f"ranks on the other {count(plan.nnodes - 1, 'node')} could not reach this one"
+        others = "node" if plan.nnodes == 2 else f"{plan.nnodes - 1} nodes"
+        cost = f"ranks on the other {others} could not reach this one"
         evidence = [network.resolve_error] if network.resolve_error is not None else []
         return warn(fault, *evidence, cost, hint=_name_hint(network))
     if network.resolve_seconds > _SLOW_LOOKUP_SECONDS:
