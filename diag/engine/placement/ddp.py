@@ -53,7 +53,7 @@ def replicate_in_place(
     meta = sort_meta(model, process)
     materialize(model, process, meta.to_write)
     for tensor in meta.to_receive:
-        memory_for(tensor, process.device)
+        memory_for(model, tensor, process.device)
     model.to(process.device)
     if not options.broadcast_buffers:  # then DDP leaves them as they are, at the start too
         for buffer in model.buffers():

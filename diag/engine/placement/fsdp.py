@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -45,7 +46,7 @@ def shard_in_place(
     Raises:
         DiagError: fully_shard cannot cut a parameter.
     """
-    _check_torch(process.device)
+    _check_torch(process)
     _check_shapes(model)
     meta = sort_meta(model, process)
     mesh = init_device_mesh(process.device.type, (process.world_size,))
@@ -59,7 +60,7 @@ def shard_in_place(
         else:
             keep = options.reshard_after_forward
             fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=keep)
-    materialize(model, process, meta.to_write)
+    materialize(model, process, meta.to_write, blocks)
     _bring(model, process, meta.to_receive, seen)  # the buffers that have just been written
     for name in options.methods:
         register_fsdp_forward_method(model, name)
@@ -107,13 +108,30 @@ def _bring(module: nn.Module, process: Process, awaited: set[Tensor], seen: set[
         wire.broadcast_into(process, tensor, 0)
 
 
-def _check_torch(device: torch.device) -> None:
-    if not torch_private.runs_fsdp(device):
+def _check_torch(process: Process) -> None:
+    """Raises DiagError on the CPU with a torch whose FSDP does not run there, or adds up only."""
+    if process.device.type != "cpu":
+        return
+    if not (torch_private.runs_fsdp(process.device) and _gloo_averages(process)):
         raise DiagError(
             "torch-unsupported",
-            f"torch {torch.__version__} cannot run FSDP on the CPU.",
-            hint="Use torch 2.7 or newer, or strategy='ddp'.",
+            f"FSDP on the CPU does not work with torch {torch.__version__}: it "
+            "does not run there before 2.7, and some later versions add gradients up where they "
+            "ask for the mean.",
+            hint="Use torch 2.13 or newer, or strategy='ddp'.",
         )
+
+
+def _gloo_averages(process: Process) -> bool:
+    """Whether FSDP's way of averaging gradients does so here. Collective."""
+    # torch renamed it after 2.12; the old name warns from then on.
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    mean = torch.empty(1)
+    try:
+        reduce_scatter(mean, torch.ones(process.world_size), op=dist.ReduceOp.AVG)
+    except RuntimeError:
+        return False
+    return mean.item() == 1.0
 
 
 def _check_shapes(model: nn.Module) -> None:

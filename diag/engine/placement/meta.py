@@ -6,14 +6,17 @@ values, and each rank keeps its part. The order, and rank 0's random state, are 
 the model on the CPU: constructors run children first, so does this; then `_init_weights` of the
 nearest module that has one, as `self.apply(self._init_weights)` would. So the values are bit for
 bit those of one process that built the model after the same seed, unless a constructor writes
-values in a way of its own: then tensors were written more often than here, and a warning names
-them. A tensor that nothing writes is an error.
+values in a way of its own. Where that shows (a tensor was written in place more often than what
+is called here writes it, rehearsed on the meta device) a warning names the tensors; it does not
+show for trunc_normal_ and orthogonal_, which do nothing on the meta device, and for `.data`.
+A tensor that nothing writes is an error.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diag.engine import torch_private, wire
+from diag.engine import wire
 from diag.engine.placement.checks import listing
 from diag.engine.placement.initialisers import children_first, custom_initialisers, reset_of
 from diag.engine.placement.shards import is_sharded
-from diag.engine.placement.sheets import AllBorn, Born, dressed, laid_out, own_tensors
+from diag.engine.placement.sheets import AllBorn, Born, Count, Fill, dressed, laid_out, own_tensors
 from diag.engine.process import Process
 from diag.errors import DiagError
 
@@ -71,20 +74,33 @@ def sort_meta(model: nn.Module, process: Process) -> MetaTensors:
     )
 
 
-def memory_for(tensor: Tensor, device: torch.device) -> None:
-    """Uninitialised memory for a meta tensor, which keeps its identity: others may hold it."""
-    empty = torch.empty_like(tensor, device=device, requires_grad=False)
-    swap: Any = torch.utils.swap_tensors
-    swap(tensor, dressed(empty, tensor))
+def memory_for(model: nn.Module, tensor: Tensor, device: torch.device) -> Tensor:
+    """Uninitialised memory for a meta tensor of the model.
+
+    It keeps its identity, since others may hold it; but not where weak references to it exist.
+    """
+    memory = dressed(torch.empty_like(tensor, device=device, requires_grad=False), tensor)
+    if not weakref.getweakrefs(tensor):
+        swap: Any = torch.utils.swap_tensors
+        swap(tensor, memory)
+        return tensor
+    for module in model.modules():  # an RNN, which learns of it as the attribute is set
+        for key, held in own_tensors(module):
+            if held is tensor:
+                setattr(module, key, memory)
+    return memory
 
 
-def materialize(model: nn.Module, process: Process, writes: dict[str, int]) -> None:
+def materialize(
+    model: nn.Module, process: Process, writes: dict[str, int], blocks: Sequence[nn.Module] = ()
+) -> None:
     """Give the tensors named in `writes` memory and their first values. Collective.
 
     Sharded tensors come to lie on the process's device, plain ones on the CPU.
 
     Args:
         writes: from `sort_meta`.
+        blocks: what may be whole on a rank; without any, the model may.
 
     Raises:
         DiagError: some of them are written by nothing.
@@ -92,19 +108,30 @@ def materialize(model: nn.Module, process: Process, writes: dict[str, int]) -> N
     if not writes:
         return
     born = _allocate(model, process, writes)
+    regions = _disjoint(_regions(model, set(blocks)))
+    with torch.no_grad(), torch.device("cpu"):
+        counted = _count_writes(model, born, regions)
+        with _random_state_of_rank_0(process):
+            _walk(model, born, regions, Fill)
+    _check_filled(born)
+    if counted and process.is_main:
+        _warn_of_others(born)
+
+
+def _walk(
+    model: nn.Module, born: AllBorn, regions: list[_Region], kind: type[Count] | type[Fill]
+) -> None:
+    """Have the modules write, one region at a time: first as they are built, then as a whole."""
     holders = {m for m in model.modules() if any(t in born for _, t in own_tensors(m))}
-    regions = _disjoint(_regions(model))
+    for region in regions:
+        with laid_out(region, born, kind(first=True)):
+            _reset(region, holders)
     initialisers = custom_initialisers(model)
-    with torch.no_grad(), torch.device("cpu"), _random_state_of_rank_0(process):
-        for region in regions:
-            with laid_out(region, born, blank=True):
-                _reset(region, holders)
-        for region in regions if initialisers else ():
-            with laid_out(region, born, blank=False):
-                for module in region:
-                    if module in initialisers:
-                        _write(partial(initialisers[module], module), module, region)
-    _check(born, process)
+    for region in regions if initialisers else ():
+        with laid_out(region, born, kind(first=False)):
+            for module in region:
+                if module in initialisers:
+                    _write(partial(initialisers[module], module), module, region)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -115,10 +142,10 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _allocate(model: nn.Module, process: Process, writes: dict[str, int]) -> AllBorn:
     born: AllBorn = {}
     owners = _owners(model)
-    for name, tensor in _named_tensors(model):
+    for name, tensor in list(_named_tensors(model)):
         if name in writes:
-            memory_for(tensor, process.device if is_sharded(tensor) else torch.device("cpu"))
-            born[tensor] = Born(name, owners[tensor], writes[name])
+            device = process.device if is_sharded(tensor) else torch.device("cpu")
+            born[memory_for(model, tensor, device)] = Born(name, owners[tensor], writes[name])
     return born
 
 
@@ -132,16 +159,16 @@ def _owners(model: nn.Module) -> dict[Tensor, nn.Module]:
     return owners
 
 
-def _regions(module: nn.Module) -> Iterator[_Region]:
+def _regions(module: nn.Module, blocks: set[nn.Module]) -> Iterator[_Region]:
     """The model in parts that may be whole on a rank: each its modules, children first.
 
     A module above a block is a region without its children.
     """
-    if not any(torch_private.wrapper_of(m) for m in module.modules() if m is not module):
+    if blocks.isdisjoint(m for m in module.modules() if m is not module):
         yield list(children_first(module))
         return
     for child in module.children():
-        yield from _regions(child)
+        yield from _regions(child, blocks)
     yield [module]
 
 
@@ -194,8 +221,7 @@ def _random_state_of_rank_0(process: Process) -> Iterator[None]:
             torch.set_rng_state(own)
 
 
-def _check(born: AllBorn, process: Process) -> None:
-    """Raises DiagError for what was never written; warns of what was written another way."""
+def _check_filled(born: AllBorn) -> None:
     empty = [f"{r.name} ({type(r.owner).__name__})" for r in born.values() if not r.filled]
     if empty:
         raise DiagError(
@@ -205,12 +231,25 @@ def _check(born: AllBorn, process: Process) -> None:
             hint="Give these modules a reset_parameters() that fills their tensors, or build them "
             "on the CPU (device='cpu' where the tensor is made).",
         )
-    other = [record.name for record in born.values() if record.writes != record.expected]
-    if other and process.is_main:
+
+
+def _count_writes(model: nn.Module, born: AllBorn, regions: list[_Region]) -> bool:
+    """Whether it could be counted how often what is called here writes each tensor."""
+    try:
+        _walk(model, born, regions, Count)
+    except Exception as error:  # the user's code, on a device it may not have been meant for
+        _log.debug("First values could not be rehearsed on the meta device: %r", error)
+        return False
+    return True
+
+
+def _warn_of_others(born: AllBorn) -> None:
+    other = [record.name for record in born.values() if record.repeated_by != record.built_by]
+    if other:
         _log.warning(
-            "The model's constructor wrote %d tensors in a way of its own, which cannot be "
-            "repeated on sharded parameters: %s. Their first values may differ from those of a "
-            "model built on the CPU; put that code into reset_parameters or _init_weights.",
+            "The model's constructor filled %d tensors in a way of its own, beside the "
+            "reset_parameters and _init_weights that are repeated here: %s. Their first values "
+            "may differ from those of a model built on the CPU.",
             len(other),
             listing(other),
         )
