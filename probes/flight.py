@@ -21,6 +21,8 @@ from diag.record.schema import StepFlag
 
 BUDGET = 0.0005  # of the wall clock, reading and writing together
 FIRST_SWEEP_STEP = 2
+# A step in which it is read is left out of the accounting, so few must be.
+EVERY_S, EVERY_STEPS = 60.0, 200
 ITEM_BYTES = {
     "Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2,
     "Char": 1, "Byte": 1, "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16,
@@ -61,20 +63,22 @@ class FlightSweeper:
         self.missed = 0
         self.swept = 0
         self._next_s = 0.0
+        self._next_step = FIRST_SWEEP_STEP
 
     def note_cut(self) -> None:
         self.cuts.append(time.monotonic_ns())
 
     def sweep(self) -> None:
         """One sweep if it is due and DDP is at work; FSDP's collectives are seen as they leave."""
-        if self.tracker.steps < FIRST_SWEEP_STEP or time.monotonic() < self._next_s:
+        if self.tracker.steps < self._next_step or time.monotonic() < self._next_s:
             return
         started = time.monotonic()
         self.tracker.flag(StepFlag.PROFILED)
         self.last_sweep()
         self.tracker.flag(StepFlag.PROFILED)
         ended = time.monotonic()
-        self._next_s = max(self._next_s, ended + (ended - started) / BUDGET)
+        self._next_s = max(self._next_s, ended + max((ended - started) / BUDGET, EVERY_S))
+        self._next_step = self.tracker.steps + EVERY_STEPS
 
     def last_sweep(self) -> None:
         """Read what is new, due or not."""

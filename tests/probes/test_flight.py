@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from diag.probes.flight import FIRST_SWEEP_STEP, FlightSweeper, entry_bytes
+from diag.probes.flight import EVERY_STEPS, FIRST_SWEEP_STEP, FlightSweeper, entry_bytes
 from diag.record.schema import COLLECTIVES, StepFlag
 from helpers.fakes import Rank
 
@@ -37,7 +37,7 @@ class Ring:
 
     def sweep(self) -> None:
         self.rank.tracker.steps = max(self.rank.tracker.steps, FIRST_SWEEP_STEP)
-        self.sweeper._next_s = 0.0
+        self.sweeper._next_s = self.sweeper._next_step = 0
         self.sweeper.sweep()
 
 
@@ -80,8 +80,16 @@ def test_a_sweep_flags_its_step_and_the_next_one_waits() -> None:
     ring = Ring()
     ring.sweep()
     assert ring.rank.tracker.draft.flags == StepFlag.PROFILED
+    ring.rank.tracker.steps += EVERY_STEPS - 1
+    ring.sweeper._next_s = 0.0
     ring.sweeper.sweep()
     assert ring.dumps == 1
+    ring.rank.tracker.steps += 1
+    ring.sweeper.sweep()
+    assert ring.dumps == 2
+    ring.rank.tracker.steps += EVERY_STEPS
+    ring.sweeper.sweep()  # a minute has not passed
+    assert ring.dumps == 2
 
 
 def test_nothing_is_read_before_the_steps_begin_and_all_of_it_when_they_are_over() -> None:
