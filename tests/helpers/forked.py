@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401  # else the first optimizer of every child imports it, 1.5 s each
+
 from helpers.ranks import free_port
 
 Target = Callable[[int, Path], Any]
