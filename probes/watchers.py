@@ -69,7 +69,7 @@ class Watchers:
         nominal = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         sizes = self._sizes_of(iterator)
         sizes.nominal = nominal if isinstance(nominal, int) else None
-        sizes.handed_over = getattr(loader, "hands_over", False) is True
+        sizes.handed_over = getattr(loader, "diag_hands_over", False) is True
         self.event("epoch", time.monotonic_ns(), 0, loader=type(loader).__name__)
 
     def drew(self, iterator: Any, index: Any) -> None:

@@ -55,7 +55,8 @@ class DataOptions:
         dispatch_batches: rank 0 alone reads and sends the others their parts. None: only for
             iterable datasets.
         use_seedable_sampler: a shuffle whose order is the same for every number of ranks.
-        data_seed: that order's seed; None draws one on rank 0 from torch's generator.
+        data_seed: that order's seed; None: of the loader's own generator, else drawn from
+            torch's; rank 0's counts.
         non_blocking: copy to the device without waiting (pinned memory).
     """
 

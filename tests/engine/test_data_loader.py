@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import pickle
 import traceback
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,9 +20,12 @@ from torch.utils.data import (
     TensorDataset,
     get_worker_info,
 )
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from diag.engine.data import PreparedLoader, prepare_loader
 from diag.engine.data.moving import to_device
+from diag.engine.data.sharding import Share, Step
+from diag.engine.data.streams import StreamSource
 from diag.engine.options import DataOptions
 from diag.errors import DiagError
 from helpers.loaders import (
@@ -88,6 +92,8 @@ def test_uneven_batches_are_known_on_every_rank_too() -> None:
     ]
     assert watched(second) == [([2, 3], 2, 4, -1, True, True, 1)]
     assert (len(first), len(second)) == (2, 1)
+    assert first.common_length == second.common_length == 1
+    assert [first.on_every_rank for _ in first] == [True, False]
 
 
 def test_a_split_batch_is_the_whole_jobs() -> None:
@@ -133,8 +139,14 @@ def test_a_stream_is_divided_as_a_map_style_dataset(workers: int, even: bool) ->
             assert watched(of_stream) == watched(of_map)
 
 
-def test_several_workers_divide_a_stream_each_by_itself() -> None:
-    loaders = every_rank(DataLoader(Striped(10), batch_size=2, num_workers=2), 2)
+@pytest.mark.parametrize("even", [True, False])  # which cannot be, with several workers
+def test_several_workers_divide_a_stream_each_by_itself(
+    even: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    striped = DataLoader(Striped(10), batch_size=2, num_workers=2)
+    loaders = every_rank(striped, 2, even_batches=even)
+    assert all(loader.even_batches for loader in loaders)
+    assert ("2 workers has a last step of its own" in caplog.text) is not even
     # Worker 0 reads 0, 2, 4, 6, 8: rounds of 0 2 4 6 and 8 (filled up); worker 1 the odd ones.
     assert [watched(loader) for loader in loaders] == [
         [
@@ -176,6 +188,8 @@ def test_the_length_of_a_sized_stream() -> None:
     )
     whole = every_rank(DataLoader(SizedStream(9), batch_size=None), 2, even_batches=False)
     assert [len(loader) for loader in whole] == [len(list(loader)) for loader in whole] == [5, 4]
+    with pytest.raises(TypeError):  # a dataset may be wrong about itself
+        _ = whole[0].common_length
 
 
 # -- loaders of every make ---------------------------------------------------------------
@@ -303,6 +317,35 @@ def test_batches_that_come_out_of_order_have_no_known_size() -> None:
     seen = watched(prepared(loader))
     assert sorted(itertools.chain.from_iterable(one.batch for one in seen)) == [0, 1, 2, 3, 4]
     assert [(one.local, one.end) for one in seen] == [(None, False), (None, False), (None, True)]
+
+
+class Pinned:
+    """A sample that can tell whether it was pinned."""
+
+    def __init__(self) -> None:
+        self.pinned = False
+
+    def pin_memory(self) -> Pinned:
+        pinned = Pinned()
+        pinned.pinned = True
+        return pinned
+
+
+def test_torch_pins_the_batches_of_a_stream() -> None:
+    step = Step([Pinned()], rank=1, local=1, last=True)
+    (pinned,) = pin_memory((step,))
+    assert (pinned.rank, pinned.local, pinned.last) == (1, 1, True)
+    assert pinned.part[0].pinned
+
+
+def test_a_divided_stream_can_be_sent_to_a_worker() -> None:
+    """As a start method that spawns does."""
+    source = StreamSource(DataLoader(Started(), batch_size=2), Share(2).of(2, False, True), [1], 5)
+    shard, collate = pickle.loads(pickle.dumps((source.reader.dataset, source.reader.collate_fn)))
+    shard.start = 20
+    assert shard.start == vars(shard)["_dataset"].start == 20
+    assert [collate(taken)[0].part.tolist() for taken in shard] == [[22, 23]]
+    assert not hasattr(shard, "no_such_attribute")
 
 
 def start_at_ten(worker_id: int) -> None:
@@ -497,6 +540,9 @@ def test_a_loader_without_batches_is_said_to_have_none(caplog: pytest.LogCapture
         caplog.clear()
         prepared(DataLoader(Numbers(7), batch_size=4), 0, 4, even_batches=False)
         assert said(caplog)[0].startswith("A loader gives no batch on ranks 2 and 3: 7 samples")
+        caplog.clear()
+        prepared(DataLoader(SizedStream(0), batch_size=None), 0, 2)
+        assert said(caplog) == ["A loader gives no batch: 0 samples, 2 ranks."]
 
 
 def test_an_empty_pass_begins_and_ends() -> None:

@@ -67,6 +67,11 @@ def test_an_endless_stream_can_be_left_and_begun_again(answers: Answers) -> None
         assert again == [[at, at + 1]]
 
 
+def test_data_pipes_are_left_to_divide_themselves(answers: Answers) -> None:
+    for rank, seen in enumerate(each(answers, "data pipe")):
+        assert seen == [[[rank, rank + 3], False], [[rank + 6], True]]
+
+
 def test_the_ranks_generators_stay_in_step(answers: Answers) -> None:
     assert len(set(each(answers, "generators in step"))) == 1
 

@@ -142,6 +142,7 @@ def test_what_a_step_says_of_the_others_is_true(case: Grid) -> None:
             assert step.last is (rank >= len(later))
             assert step.last_somewhere is (len(later) < case[2])
             assert step.ends is (not later)
+            assert step.everywhere is (len(steps) == case[2])
 
 
 @settings(max_examples=150, deadline=None)
@@ -183,7 +184,7 @@ def test_draws_of_no_nominal_size_are_repeated_whole() -> None:
 def test_draws_that_are_no_lists_are_passed_on_as_they_are() -> None:
     taken = list(rounds("abc", Share(num_ranks=2, sized=False)))
     assert [[step.part for step in steps] for steps in taken] == [["a", "b"], ["c", "a"]]
-    assert taken[1][0] == Step("c", 0, None, None, None, True, True, True)
+    assert taken[1][0] == Step("c", 0, last=True, last_somewhere=True, ends=True)
 
 
 def test_a_short_draw_in_the_middle_is_neither_lost_nor_filled_up() -> None:

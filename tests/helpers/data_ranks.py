@@ -132,6 +132,14 @@ def failing_reader(process: Process) -> Any:
     return seen
 
 
+def data_pipe(process: Process) -> Any:
+    """Torch's DataPipes divide themselves."""
+    from torch.utils.data.datapipes.iter import IterableWrapper
+
+    loader = prepare(DataLoader(IterableWrapper(range(9)).sharding_filter(), batch_size=2), process)
+    return [(batch.tolist(), loader.end_of_loader) for batch in loader]
+
+
 def endless(process: Process) -> Any:
     loader = prepare(DataLoader(Stream(None), batch_size=2), process)
     first = [batch.tolist() for batch in islice(loader, 2)]
@@ -242,6 +250,7 @@ CHECKS: dict[str, Callable[[Process], Any]] = {
     "taken up again": taken_up_again,
     "failing reader": failing_reader,
     "endless": endless,
+    "data pipe": data_pipe,
     "generators in step": generators_in_step,
     "odd messages": odd_messages,
 }

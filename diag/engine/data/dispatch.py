@@ -51,6 +51,10 @@ class DispatchSource:
         return self._inner.reader
 
     @property
+    def exact(self) -> bool:
+        return self._inner.exact
+
+    @property
     def share(self) -> Share:
         return self._inner.share
 

@@ -137,6 +137,8 @@ class RankSampler(Sampler[Any]):
 class IndexSource:
     """Batches of a map-style dataset."""
 
+    exact = True
+
     def __init__(
         self, loader: DataLoader[Any], sampler: RankSampler, shuffle: SeededShuffle | None = None
     ) -> None:

@@ -106,9 +106,15 @@ class PreparedLoader(DataLoader[Any]):
 
     @property
     def common_length(self) -> int:
-        """Batches that every rank gets in an epoch. Raises TypeError where that is not known ahead."""
-        ranks = range(self._source.share.num_ranks)
-        return min(self._source.num_batches(rank, self._skips) for rank in ranks)
+        """Batches that every rank gets in an epoch.
+
+        Raises:
+            TypeError: not known ahead: what an iterable dataset says of its length may be wrong.
+        """
+        if not self._source.exact:
+            raise TypeError("how many batches an iterable dataset gives is known at its end")
+        last = self._source.share.num_ranks - 1  # no rank gets fewer
+        return self._source.num_batches(last, self._skips)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_loader" not in vars(self):  # while it is copied
@@ -129,6 +135,14 @@ class PreparedLoader(DataLoader[Any]):
         Ranks end at different batches with `even_batches=False` only.
         """
         return self._course.step is not None and self._course.step.last_somewhere
+
+    @property
+    def on_every_rank(self) -> bool:
+        """Whether every rank has a batch in this step; if not, no collective may be part of it.
+
+        False only at the end, with `even_batches=False`.
+        """
+        return self._course.step is None or self._course.step.everywhere
 
     @property
     def local_samples(self) -> int | None:

@@ -10,8 +10,6 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
-    IterDataPipe,
-    MapDataPipe,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -34,6 +32,12 @@ from diag.errors import DiagError
 
 _logger = get_logger(__name__)
 _TORCHS_OWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+# Deprecated; a later torch may be without them.
+_DATA_PIPES = tuple(
+    getattr(torch.utils.data, name)
+    for name in ("IterDataPipe", "MapDataPipe")
+    if hasattr(torch.utils.data, name)
+)
 _FIXED = (SequentialSampler, SeededShuffle, list, tuple, range)
 
 
@@ -53,19 +57,19 @@ def prepare_loader(
         return loader
     loader, skipped = unskipped(loader)
     source = _source(loader, process, options, put_on_device)
-    vars(source.reader).update(hands_over=True)  # to the probes: see `seen`
+    vars(source.reader).update(diag_hands_over=True)  # to the probes: see `seen`
     device = process.device if put_on_device else None
     prepared = PreparedLoader(
         loader, source, process.rank, observer, device, options.non_blocking, skipped
     )
-    _warn_of_empty_ranks(source, process)
+    _warn_of_empty_ranks(loader, source, process)
     return prepared
 
 
 def _source(
     loader: DataLoader[Any], process: Process, options: DataOptions, put_on_device: bool
 ) -> Source:
-    if isinstance(loader.dataset, (IterDataPipe, MapDataPipe)):
+    if isinstance(loader.dataset, _DATA_PIPES):
         return AsTheyCome(loader)
     iterable = isinstance(loader.dataset, IterableDataset)
     replicas = 1 if iterable else _already_divided(loader, process)
@@ -123,6 +127,12 @@ def _stream_source(
     share: Share,
 ) -> Source:
     size = loader.batch_size
+    if loader.num_workers > 1 and process.distributed and not share.even:
+        _logger.warning(
+            f"even_batches=False: each of an iterable dataset's {loader.num_workers} workers has "
+            "a last step of its own, so they are filled up all the same. gather_for_metrics "
+            "leaves the repeated samples out."
+        )
     share = share.of(size, drop_last=loader.drop_last, sized=size is not None)
     return StreamSource(loader, share, ranks, _seed(loader.dataset, options, process))
 
@@ -170,23 +180,22 @@ def _already_divided(loader: DataLoader[Any], process: Process) -> int:
     return 1
 
 
-def _warn_of_empty_ranks(source: Source, process: Process) -> None:
+def _warn_of_empty_ranks(loader: DataLoader[Any], source: Source, process: Process) -> None:
     try:
         counts = [source.num_batches(rank) for rank in range(process.world_size)]
     except (TypeError, NotImplementedError):  # not known ahead
         return
     empty = [rank for rank, count in enumerate(counts) if not count]
     if len(empty) == len(counts):
-        _logger.warning(f"A loader gives no batch: {_sizes(source)}.")
+        _logger.warning(f"A loader gives no batch: {_sizes(loader, source.share)}.")
     elif empty:
         _logger.warning(
-            f"A loader gives no batch on {name_ranks(empty)}: {_sizes(source)}. With "
-            "even_batches=True it repeats samples, so that every rank gets as many batches."
+            f"A loader gives no batch on {name_ranks(empty)}: {_sizes(loader, source.share)}. "
+            "With even_batches=True it repeats samples, so that every rank gets as many batches."
         )
 
 
-def _sizes(source: Source) -> str:
-    reader, share = source.reader, source.share
-    size = f" batches of {share.full}" if share.full else ""
+def _sizes(loader: DataLoader[Any], share: Share) -> str:
+    size = f", batches of {share.full}" if share.full else ""
     dropped = ", drop_last=True" if share.drop_last else ""
-    return f"{len(reader.dataset)} samples,{size}, {share.num_ranks} ranks{dropped}"  # type: ignore[arg-type]
+    return f"{len(loader.dataset)} samples{size}, {share.num_ranks} ranks{dropped}"  # type: ignore[arg-type]

@@ -19,10 +19,14 @@ class Source(Protocol):
     Attributes:
         share: how the single process's stream is divided.
         seed: what random draws depend on, with the epoch; None where nothing is drawn.
+        exact: the number of batches is certain, where it is known.
     """
 
     share: Share
     seed: int | None
+
+    @property
+    def exact(self) -> bool: ...
 
     @property
     def reader(self) -> DataLoader[Any]:

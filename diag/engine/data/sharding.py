@@ -92,6 +92,7 @@ class Step(NamedTuple):
         last: the rank gets no part after this one.
         last_somewhere: some rank gets none. Equal on all ranks.
         ends: no rank gets any.
+        everywhere: every rank has a part in this round.
     """
 
     part: Any
@@ -102,6 +103,7 @@ class Step(NamedTuple):
     last: bool = False
     last_somewhere: bool = False
     ends: bool = False
+    everywhere: bool = True
 
 
 Round = tuple[Step, ...]
@@ -183,6 +185,8 @@ def _steps(
         total = sum(map(len, parts)) * share.replicas
         # Whoever divides outside may have repeated samples of its own.
         count = sum(map(len, real)) if share.replicas == 1 else None
+    last_somewhere, ends = followers < share.num_ranks, not followers
+    everywhere = len(parts) == share.num_ranks
     for rank, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        last, last_somewhere = rank >= followers, followers < share.num_ranks
-        yield Step(part, rank, size, total, count, last, last_somewhere, not followers)
+        last = rank >= followers
+        yield Step(part, rank, size, total, count, last, last_somewhere, ends, everywhere)

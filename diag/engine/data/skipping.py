@@ -35,13 +35,13 @@ def skip_first_batches(loader: DataLoader[Any], num_batches: int = 0) -> DataLoa
         return LaterLoader(loader, num_batches)
     place = "sampler" if loader.batch_sampler is None else "batch_sampler"
     later = LaterSampler(getattr(loader, place), num_batches)
-    return copied(loader, **{place: later}, skips=(loader, num_batches))
+    return copied(loader, **{place: later}, diag_skips=(loader, num_batches))
 
 
 def unskipped(loader: DataLoader[Any]) -> tuple[DataLoader[Any], int]:
     """The loader that `skip_first_batches` was given, and how many batches it skips."""
     total = 0
-    while (skips := vars(loader).get("skips")) is not None:
+    while (skips := vars(loader).get("diag_skips")) is not None:
         loader, skipped = skips
         total += skipped
     return loader, total
@@ -71,12 +71,12 @@ class LaterLoader(DataLoader[Any]):
     """A loader of an iterable dataset that reads its first batches for nothing."""
 
     def __init__(self, loader: DataLoader[Any], num_skipped: int) -> None:
-        vars(self).update(vars(loader), skips=(loader, num_skipped))
+        vars(self).update(vars(loader), diag_skips=(loader, num_skipped))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        loader, num_skipped = vars(self)["skips"]
+        loader, num_skipped = vars(self)["diag_skips"]
         return islice(iter(loader), num_skipped, None)
 
     def __len__(self) -> int:
-        loader, num_skipped = vars(self)["skips"]
-        return max(0, int(len(loader)) - int(num_skipped))
+        loader, num_skipped = vars(self)["diag_skips"]
+        return max(0, len(loader) - int(num_skipped))

@@ -8,6 +8,7 @@ one is known, does not touch the training's generators.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -91,13 +92,18 @@ class StreamSource:
     """Batches of an iterable dataset.
 
     A pass that is taken up again reads what it skips. With several workers, each divides what it
-    reads by itself: each has a last round of its own that may be filled up.
+    reads by itself and has a last round of its own. It is always filled up: ranks that miss a
+    batch in the middle of an epoch would train on different rounds from then on.
     """
+
+    exact = False  # a dataset may give more or fewer samples than it says
 
     def __init__(
         self, loader: DataLoader[Any], share: Share, ranks: Sequence[int], seed: int
     ) -> None:
         self.seed: int | None = seed
+        self._several = loader.num_workers > 1
+        share = replace(share, even=share.even or self._several)
         self._dataset: Any = loader.dataset
         self._batch_size = loader.batch_size
         self._shard = StreamShard(
@@ -118,7 +124,7 @@ class StreamSource:
 
     @share.setter
     def share(self, share: Share) -> None:
-        vars(self._shard).update(_share=share)
+        vars(self._shard).update(_share=replace(share, even=share.even or self._several))
         vars(self.reader).update(_iterator=None)  # living workers have the old one
 
     def deliveries(self, epoch: int, skip: int) -> Generator[Step, None, None]:
@@ -126,7 +132,7 @@ class StreamSource:
         self._shard.tell(self.seed, epoch)
         taken = opened(self.reader, resumes=skip > 0)
         remaining: Iterator[Round] = islice(taken, skip // self.share.draws_per_round, None)
-        if self.reader.num_workers > 1:
+        if self._several:
             remaining = _ended_together(remaining)
         for steps in remaining:
             yield from steps
@@ -144,6 +150,8 @@ class StreamSource:
 
 class AsTheyCome:
     """Batches of a loader that divides itself among the ranks (torch's DataPipes do)."""
+
+    exact = False
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.reader = copied(loader)
