@@ -94,7 +94,7 @@ def broadcast_into(process: Process, tensor: Tensor, source: int) -> None:
     target = tensor.detach()
     sent = _to_bytes(_to_wire(process, target))
     dist.broadcast(sent, source)
-    if process.rank != source:
+    if process.rank != source and sent.data_ptr() != target.data_ptr():
         target.copy_(sent.view(target.dtype).view(target.shape))
 
 
