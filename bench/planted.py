@@ -97,7 +97,7 @@ class Draw:
 
 def slow(draw: Draw, phase: str, model: str, extra: tuple[str, ...] = ()) -> Case:
     ranks, ms = draw.size(), draw.ms()
-    if model == "fsdp":
+    if model.endswith("fsdp"):
         # Ten collectives a step wait for the cores that the ranks share: the planted must be
         # larger than that floor, or it rightly does not lead.
         ms = draw.ms(35, 60)
@@ -105,6 +105,7 @@ def slow(draw: Draw, phase: str, model: str, extra: tuple[str, ...] = ()) -> Cas
     cause = {"phase": phase, "ranks": [rank], "ms": ms}
     expected = Expected("straggler", ms, (rank,), phase, would_save=ms)
     also = " + loss all-reduce" if "--reduce-loss" in extra else ""
+    also += ", 3 micro-batches" if "--accumulate" in extra else ""
     return Case(
         f"slow {phase}, {model}{also}", ranks, model, (*draw.step(), *extra), (cause,),
         (expected,), "slow-rank",
@@ -215,13 +216,16 @@ def two_causes(draw: Draw) -> Case:
 
 def clean(draw: Draw) -> Iterator[Case]:
     for step in (20.0, 150.0):
-        for model in ("ddp", "batchnorm", "fsdp"):
+        for model in ("ddp", "batchnorm", "fsdp", "engine-ddp"):
             yield Case(f"clean {step:.0f} ms, {model}", draw.size(), model, speed(step))
 
 
 def all_cases(seed: int, steps: int) -> list[Case]:
     draw = Draw(seed)
     cases = list(clean(draw))
+    accumulated = ("--accumulate", "3")
+    cases += [slow(draw, p, "engine-ddp", accumulated) for p in ("data", "forward", "backward")]
+    cases += [slow(draw, p, "engine-fsdp", accumulated) for p in ("data", "backward")]
     for model in ("ddp", "batchnorm", "fsdp"):
         cases += [slow(draw, p, model) for p in ("data", "forward", "backward", "host")]
     cases += [slow(draw, p, "ddp", ("--reduce-loss",)) for p in ("data", "backward")]

@@ -82,6 +82,11 @@ class Session:
         if self.capture is not None:
             self.capture.span(name, began_ns, duration_ns)
 
+    def note(self, **facts: Any) -> None:
+        """Facts for this rank's rank.json, known to whoever runs in it."""
+        if self.capture is not None:
+            self.capture.facts.update(facts)
+
     def checkpoint(self, name: str) -> AbstractContextManager[None]:
         """Flag the steps in which this is open as holding a checkpoint called `name`."""
         return self.capture.checkpoint(name) if self.capture is not None else nullcontext()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
+import diag
 from diag.probes.timeline import Stamp
 
 MAX_PENDING = 2048
@@ -27,7 +29,9 @@ def _library_prefixes() -> tuple[str, ...]:
     import torch
 
     own = os.path.dirname(os.path.abspath(__file__))
-    return (os.path.dirname(torch.__file__) + os.sep, own + os.sep, os.path.realpath(own) + os.sep)
+    package = os.path.dirname(os.path.abspath(diag.__file__))
+    libraries = (os.path.dirname(torch.__file__), own, os.path.realpath(own), package)
+    return tuple(path + os.sep for path in libraries)
 
 
 @cache
@@ -36,7 +40,14 @@ def is_library(filename: str) -> bool:
     if filename.startswith(("<frozen ", *_library_prefixes())):
         return True
     _, found, installed = filename.rpartition("/site-packages/")
-    return bool(found) and installed.split("/", 1)[0] in TRAINERS
+    if found:
+        return installed.split("/", 1)[0] in TRAINERS
+    return filename.startswith(_standard_library())
+
+
+@cache
+def _standard_library() -> str:
+    return sysconfig.get_paths()["stdlib"] + os.sep
 
 
 @dataclass(slots=True)

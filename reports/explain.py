@@ -171,7 +171,7 @@ def _run_summary(loaded: Loaded, bases: Sequence[Loaded], unit: Unit) -> RunSumm
         nodes=loaded.nodes,
         device=loaded.device,
         backend=loaded.backend,
-        mode=str(facts.get("mode") or "unknown"),
+        mode=loaded.fact("mode"),
         strategy=loaded.fact("strategy"),
         scaling=_scaling(loaded, bases, unit),
         steps_used=int(loaded.used.sum()),

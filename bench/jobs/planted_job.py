@@ -24,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 MS = 1e-3
+MODELS = ("ddp", "batchnorm", "fsdp", "engine-ddp", "engine-fsdp")
 
 
 class SleepingDevice(torch.autograd.Function):
@@ -118,6 +119,8 @@ class SlowDisk:
 
 def build(options: argparse.Namespace) -> tuple[nn.Module, Net]:
     net = Net(options.blocks, options.width, norm=options.model == "batchnorm")
+    if options.model.startswith("engine"):
+        return net, net  # the engine places it
     if options.model == "fsdp":
         for block in net.blocks:
             fully_shard(block)
@@ -126,18 +129,73 @@ def build(options: argparse.Namespace) -> tuple[nn.Module, Net]:
     return DistributedDataParallel(net), net
 
 
-def set_device_speed(net: Net, options: argparse.Namespace, plan: Plan, step: int) -> None:
-    """This step's compute: the base work spread over the blocks, the planted on one of them."""
+def set_device_speed(
+    net: Net, options: argparse.Namespace, plan: Plan, step: int, micro: int
+) -> None:
+    """This micro-batch's compute: its part of the base work spread over the blocks, and in the
+    step's first one what is planted, on one of them."""
     count = len(net.blocks)
     for block in net.blocks:
-        block.forward_s = options.forward_ms * MS / count
-        block.backward_s = options.backward_ms * MS / count
+        block.forward_s = options.forward_ms * MS / count / options.accumulate
+        block.backward_s = options.backward_ms * MS / count / options.accumulate
+    if micro:
+        return
     # Each rank slow in a block of its own, where the plan says "own".
     own = net.blocks[plan.rank % count]
     middle = net.blocks[count // 2]
     middle.forward_s += plan.delay_s("forward", step)
     middle.backward_s += plan.delay_s("backward", step)
     own.forward_s += plan.delay_s("own-forward", step)
+
+
+class TorchLoop:
+    """A micro-batch as torch alone does it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: torch.utils.data.DataLoader[torch.Tensor],
+        options: argparse.Namespace,
+    ) -> None:
+        self.model, self.optimizer, self.batches = model, optimizer, iter(loader)
+
+    def train(self, x: torch.Tensor) -> torch.Tensor:
+        loss = self.model(x).pow(2).mean()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+
+class EngineLoop:
+    """A micro-batch of the engine's, accumulated."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: torch.utils.data.DataLoader[torch.Tensor],
+        options: argparse.Namespace,
+    ) -> None:
+        from diag import Engine
+        from diag.engine.options import FSDPOptions
+
+        self.engine = Engine(
+            strategy=options.model.removeprefix("engine-"),
+            gradient_accumulation_steps=options.accumulate,
+            fsdp=FSDPOptions(wrap_classes=("Block",)),
+        )
+        self.model, self.optimizer, loader = self.engine.prepare(model, optimizer, loader)
+        self.batches = iter(loader)
+
+    def train(self, x: torch.Tensor) -> torch.Tensor:
+        with self.engine.accumulate(self.model):
+            loss: torch.Tensor = self.model(x).pow(2).mean()
+            self.engine.backward(loss)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss
 
 
 def step_marker(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
@@ -152,13 +210,14 @@ def step_marker(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=["ddp", "batchnorm", "fsdp"], default="ddp")
+    parser.add_argument("--model", choices=MODELS, default="ddp")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--forward-ms", type=float, default=8.0)
     parser.add_argument("--backward-ms", type=float, default=12.0)
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
     parser.add_argument("--reduce-loss", action="store_true")
     parser.add_argument("--unsynced-blocks", type=int, default=0, help="alternate with no_sync")
     parser.add_argument("--seed", type=int, default=0)
@@ -178,27 +237,37 @@ def train(options: argparse.Namespace, plan: Plan) -> None:
     model, net = build(options)
     marked = step_marker(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    data = Samples(options.batch * (options.steps + 1), options.width, options.batch)
-    loader = iter(torch.utils.data.DataLoader(data, batch_size=options.batch))
+    loop = EngineLoop if options.model.startswith("engine") else TorchLoop
+    # Every rank of a DDP script reads all of it; the engine divides it among them.
+    share = plan.world if loop is EngineLoop else 1
+    batches = (options.steps + 1) * options.accumulate * share
+    data = Samples(options.batch * batches, options.width, options.batch)
+    loader = torch.utils.data.DataLoader(data, batch_size=options.batch)
+    training = loop(model, optimizer, loader, options)
     block = options.unsynced_blocks
     took: dict[bool, list[float]] = {True: [], False: []}
 
     def one(step: int) -> None:
-        data.delay_s = plan.delay_s("data", step)
-        x = next(loader)
+        for micro in range(options.accumulate):
+            loss = one_micro(step, micro)
+        if options.reduce_loss:
+            mean = loss.detach().clone()
+            dist.all_reduce(mean)
+
+    def one_micro(step: int, micro: int) -> torch.Tensor:
+        data.delay_s = 0.0 if micro else plan.delay_s("data", step)
+        x = next(training.batches)
+        if not micro:
+            between(step)
+        set_device_speed(net, options, plan, step, micro)
+        with nullcontext() if synced(step) else model.no_sync():
+            return training.train(x)
+
+    def between(step: int) -> None:
         time.sleep(plan.delay_s("host", step))
         checkpoint_s = plan.delay_s("checkpoint", step) if step else 0.0
         if checkpoint_s:
             torch.save({"step": step}, SlowDisk(checkpoint_s))
-        set_device_speed(net, options, plan, step)
-        with nullcontext() if synced(step) else model.no_sync():
-            loss = model(x).pow(2).mean()
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if options.reduce_loss:
-            mean = loss.detach().clone()
-            dist.all_reduce(mean)
 
     def synced(step: int) -> bool:
         return not block or (step // block) % 2 == 0

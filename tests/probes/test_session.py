@@ -179,3 +179,12 @@ def test_a_save_within_a_save_is_one_checkpoint(session: Session, tmp_path: Path
         torch.save({}, tmp_path / "weights")
     saves = [json.loads(row[4])["function"] for row in events if row[3] == "checkpoint"]
     assert saves == ["save_state"]
+
+
+def test_a_checkpoint_is_placed_at_the_user_s_line(session: Session, tmp_path: Path) -> None:
+    events: list[tuple[Any, ...]] = []
+    session.capture.watchers.sink.append_event = events.append
+    train(3)
+    torch.save({}, tmp_path / "weights")
+    (saved,) = [json.loads(row[4]) for row in events if row[3] == "checkpoint"]
+    assert saved["site"].startswith(__file__)
