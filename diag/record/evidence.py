@@ -119,6 +119,8 @@ class RankEvidence:
         main_cpu_s: the main thread's.
         wchan, syscall: what the main thread waits in, in the kernel's words; "" where unreadable.
         oom_killed: the kernel killed it for memory; None where that cannot be known.
+        loader_ended: the loader its training steps read from has given its last batch and was
+            not begun again; None where unknown.
         missing: what could not be read, and why ("stacks: py-spy: Permission denied").
     """
 
@@ -145,6 +147,7 @@ class RankEvidence:
     wchan: str = ""
     syscall: str = ""
     oom_killed: bool | None = None
+    loader_ended: bool | None = None
     gpu: str = ""  # in words: utilisation, Xid; "" without one
     missing: tuple[str, ...] = ()
 
