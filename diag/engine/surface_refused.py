@@ -49,6 +49,20 @@ _MEMBERS = {
     "register_load_state_pre_hook": "engine.register_for_checkpointing(object)",
     "verify_device_map": "engine.prepare does it",
     "autocast_handler": "engine.autocast(enabled=…, cache_enabled=…)",
+    "is_fsdp2": 'engine.strategy == "fsdp"; it is FSDP2 always',
+    "is_composable_parallelism_enabled": 'engine.strategy == "fsdp"',
+    "multi_device": "engine.use_distributed",
+    "torch_device_mesh": "torch.distributed.device_mesh.init_device_mesh makes one",
+    "data_parallel_rank": "engine.process_index: all parallelism is over data",
+    "data_parallel_shard_rank": "engine.process_index: all parallelism is over data",
+    "tensor_parallel_rank": "there is no tensor parallelism",
+    "pipeline_parallel_rank": "there is no pipeline parallelism",
+    "context_parallel_rank": "there is no context parallelism",
+    "deepspeed_ulysses_dl_adapter": "there is no sequence parallelism",
+    "should_save_model": "engine.save_model is called on every rank and knows",
+    "save_iteration": "save_state returns the directory it chose",
+    "dataloader_config": "engine.data_options",
+    "use_stateful_dataloader": "every prepared loader has state_dict and load_state_dict",
 }
 
 
