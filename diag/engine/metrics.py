@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -37,11 +38,12 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class _Joined:
-    """One leaf of all ranks: the rows each gave; None if each gave one value that is no sample's."""
+    """One leaf of all ranks, the rows of each, and whether each gave a single value without rows."""
 
     path: str
     value: Tensor | list[Any]
-    rows: list[int] | None
+    rows: list[int]
+    single: bool = False
 
 
 def gather_for_metrics(
@@ -51,8 +53,10 @@ def gather_for_metrics(
 
     Per-sample values, whose first dimension is the batch, are joined in the dataset's order and
     cut to the real samples; ranks with batches of different sizes are joined as they are. What
-    is one value per rank (a 0-dim tensor, a confusion matrix) is joined and never cut. A list of
-    other things than tensors holds one object per sample; any other object is one per rank.
+    a rank gives for its batch as a whole (a 0-dim tensor, a confusion matrix) stays whole, and
+    is left out where the batch is nothing but repetition: what is kept are the batches of a
+    single process. A list of other things than tensors holds one object per sample; any other
+    object is one per rank.
 
     Args:
         data: tensors, or nested dicts, tuples, lists of them, or lists of Python objects.
@@ -114,7 +118,8 @@ def _join(process: Process, leaves: Sequence[Leaf], agreed: Agreed) -> Iterator[
         if not isinstance(leaf.value, Tensor):
             yield next(objects)
         elif leaf.value.ndim == 0:
-            yield _Joined(leaf.path, wire.gather(process, leaf.value), None)
+            ones = [1] * process.world_size
+            yield _Joined(leaf.path, wire.gather(process, leaf.value), ones, single=True)
         else:
             rows = [sizes[at] for sizes in agreed.sizes]
             yield _Joined(leaf.path, wire.gather_ragged(process, leaf.value, rows), rows)
@@ -135,7 +140,7 @@ def _join_objects(process: Process, leaves: Sequence[Leaf]) -> list[_Joined]:
 
 def _join_lists(path: str, values: list[Any]) -> _Joined:
     if not all(isinstance(value, list) for value in values):
-        return _Joined(path, values, None)
+        return _Joined(path, values, [1] * len(values), single=True)
     return _Joined(path, [one for value in values for one in value], [len(v) for v in values])
 
 
@@ -152,19 +157,27 @@ def _cut_all(joined: Sequence[_Joined], agreed: Agreed) -> Iterator[Any]:
     # Ranks whose loaders end at different batches were not filled up: nothing to cut.
     real = remainders.pop() if len(remainders) == 1 else -1
     for one in joined:
-        if real <= 0 or (one.rows is not None and sum(one.rows) <= real):
-            yield one.value
-        elif one.rows is not None and (-1 in samples or one.rows == samples):
-            yield one.value[:real]
-        else:
-            _tell_uncut(one.path, sum(samples), real)
-            yield one.value
+        yield one.value if real <= 0 else _cut(one, samples, real)
 
 
-def _tell_uncut(path: str, samples: int, real: int) -> None:
-    place = f" of {path}" if path else ""
+def _cut(one: _Joined, samples: Sequence[int], real: int) -> Any:
+    """Args: samples: by rank, -1 if unknown; real: how many of all of them are no repetition."""
+    unknown = -1 in samples
+    if not one.single and (unknown or one.rows == samples):
+        return one.value[:real]
+    if unknown:
+        return one.value
+    ends = list(accumulate(samples))
+    ranks = 1 + sum(end < real for end in ends)  # those with a real sample are the first ones
+    if ends[ranks - 1] > real:
+        _tell_uncut(one.path, ranks - 1, samples[ranks - 1], ends[ranks - 1] - real)
+    return one.value[: sum(one.rows[:ranks])]
+
+
+def _tell_uncut(path: str, rank: int, samples: int, repeated: int) -> None:
+    place = f" at {path}" if path else ""
     _logger.warning_once(
-        f"gather_for_metrics: the values{place} are not one per sample, so they stay as they are. "
-        f"The last global batch repeats samples to fill up ({real} of {samples} are real) and they "
-        "count in such values. Gather per-sample values for an exact metric."
+        f"gather_for_metrics: what each rank gave{place} is not one value per sample, so nothing "
+        f"can be cut from it. In the last batch {repeated} of rank {rank}'s {samples} samples are "
+        "repeated to fill it up and count in its value. Gather per-sample values to be exact."
     )

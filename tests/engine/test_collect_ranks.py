@@ -152,16 +152,19 @@ def test_padding(ranks: list[dict[str, Any]]) -> None:
         assert rows == [float(rank)] * (3 - rank) + [0.0] * rank
 
 
-def test_one_value_per_rank_is_never_cut(ranks: list[dict[str, Any]]) -> None:
+def test_one_value_per_rank_counts_where_a_sample_is_real(ranks: list[dict[str, Any]]) -> None:
     for rank, answers in enumerate(ranks):
-        scalars, matrix, told = answers["metrics_scalars"]
-        assert sum(scalars) / len(scalars) == 4.0
-        assert matrix == [9, 3]
-        lines = told.splitlines()
-        assert len(lines) == (2 if rank == 0 else 0)  # each kind of value once, on rank 0
+        kept, quiet, partial, told, matrix, unknown = answers["metrics_scalars"]
+        whole = [2.0, 4.0, 6.0]
+        assert kept == {"2": whole[:1], "4": whole[:2], "6": whole, "-1": whole}
+        assert quiet == ""  # no batch is part real, part repeated
+        assert partial == [whole[:2]] * 2
+        assert matrix == [6, 3]
+        assert unknown == whole
+        assert len(told.splitlines()) == (1 if rank == 0 else 0)  # once, on rank 0
         if rank == 0:
-            assert "the values of ['loss'] are not one per sample" in lines[0]
-            assert "2 of 3 are real" in lines[0]
+            assert "what each rank gave at ['loss'] is not one value per sample" in told
+            assert "1 of rank 1's 2 samples are repeated" in told
 
 
 def test_main_process_goes_first(ranks: list[dict[str, Any]]) -> None:

@@ -224,16 +224,24 @@ def metrics_padded_tail(process: Process, _: Path) -> Any:
 
 @scenario
 def metrics_scalars(process: Process, _: Path) -> Any:
-    """Three per-rank values whose mean is 4; cutting the third would give 3."""
+    """One value per rank for batches of 2: of 3 real samples rank 1 has one, rank 2 none."""
     told = io.StringIO()
     handler = logging.StreamHandler(told)
     logging.getLogger("diag.engine.metrics").addHandler(handler)
     value = torch.tensor([2.0, 4.0, 6.0][process.rank])
-    last = loader(True, 2, 1)
-    scalars = [collect.gather_for_metrics(process, {"loss": value}, last)["loss"] for _ in "ab"]
-    matrix = collect.gather_for_metrics(process, torch.eye(3), loader(True, 5, 2))
+    kept = {
+        str(real): collect.gather_for_metrics(process, value, loader(True, real, 2)).tolist()
+        for real in (2, 4, 6, -1)
+    }
+    quiet = told.getvalue()
+    partial = [
+        collect.gather_for_metrics(process, {"loss": value}, loader(True, 3, 2))["loss"].tolist()
+        for _ in "ab"
+    ]
+    matrix = collect.gather_for_metrics(process, torch.eye(3), loader(True, 4, 2))
+    unknown = collect.gather_for_metrics(process, value, loader(True, 2, None))
     logging.getLogger("diag.engine.metrics").removeHandler(handler)
-    return [scalars[0].tolist(), list(matrix.shape), told.getvalue()]
+    return [kept, quiet, partial, told.getvalue(), list(matrix.shape), unknown.tolist()]
 
 
 @scenario
