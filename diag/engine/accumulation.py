@@ -15,17 +15,18 @@ from diag.errors import DiagError
 
 
 class Position(Protocol):
-    """Where a loader stands; all numbers are about the batch it last gave."""
+    """Where a loader stands; see `PreparedLoader`. All but `local_samples` is equal on all ranks."""
 
     @property
-    def end_of_loader(self) -> bool: ...
+    def end_on_some_rank(self) -> bool: ...
+    @property
+    def common_length(self) -> int: ...
     @property
     def batches_yielded(self) -> int: ...
     @property
     def local_samples(self) -> int | None: ...
     @property
     def global_samples(self) -> int | None: ...
-    def __len__(self) -> int: ...
 
 
 class Window:
@@ -66,12 +67,12 @@ class Window:
         if self.held == 0 or self.synchronizes:
             self._open(position)
         self.held += 1
-        last = self._follows_loader and position is not None and position.end_of_loader
+        last = self._follows_loader and position is not None and position.end_on_some_rank
         self.synchronizes = self.held >= self.planned or last
 
     def _open(self, position: Position | None) -> None:
         left = _batches_left(position) if self._follows_loader else None
-        self.planned = self.steps if left is None else max(1, min(self.steps, left))
+        self.planned = self.steps if left is None else min(self.steps, left)
         self.held = self._counted_at = 0
         self.partial = self.settled = False
         self.summed = self.items = None
@@ -125,13 +126,17 @@ class Window:
 
 
 def _batches_left(position: Position | None) -> int | None:
-    """Batches from the current one to the loader's last; None where it has no length."""
+    """Batches from the current one to the last that every rank gets; None if that is not known.
+
+    Equal on all ranks: a window that some rank planned shorter would not be weighed alike.
+    """
     if position is None:
         return None
     try:
-        return len(position) - position.batches_yielded + 1
-    except TypeError:  # an iterable dataset without a length
+        left = position.common_length - position.batches_yielded + 1
+    except TypeError:  # a dataset without a length
         return None
+    return left if left > 0 else None  # more than it said, or the last of a few ranks
 
 
 def share(position: Position | None, world_size: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import weakref
 from collections.abc import Mapping, Sequence
 from types import GeneratorType
 from typing import Any, TypeVar
@@ -16,19 +17,23 @@ from torch.utils.data import DataLoader
 
 from diag.engine import control, losses, precision
 from diag.engine.checkpoint import Naming, Parts, Stateful
+from diag.engine.data import prepare_loader, skip_first_batches
 from diag.engine.logs import get_logger
-from diag.engine.models import Models
+from diag.engine.models import Models, is_trainable
 from diag.engine.optimizer import gate_of, put_gate
 from diag.engine.options import DataOptions, DDPOptions, FSDPOptions, Strategy
 from diag.engine.process import join_job
 from diag.engine.scheduler import step_with_optimizer
 from diag.engine.surface_collect import CollectSurface
+from diag.engine.surface_data import DataSurface
 from diag.engine.surface_process import ProcessSurface
 from diag.engine.surface_refused import missing_member, refuse_options
 from diag.engine.surface_state import Directory, StateSurface
 from diag.engine.surface_training import TrainingSurface
 from diag.engine.tracking import Trackers
+from diag.engine.uneven import check_before_forward
 from diag.errors import DiagError
+from diag.probes import current
 
 Model = TypeVar("Model", bound=nn.Module)
 Opt = TypeVar("Opt", bound=Optimizer)
@@ -36,7 +41,7 @@ Scheduler = TypeVar("Scheduler", bound=LRScheduler)
 _logger = get_logger(__name__)
 
 
-class Engine(TrainingSurface, CollectSurface, ProcessSurface, StateSurface):
+class Engine(TrainingSurface, DataSurface, CollectSurface, ProcessSurface, StateSurface):
     """Trains what it is given on all ranks of the job, equal to one process.
 
         engine = Engine()
@@ -138,6 +143,8 @@ class Engine(TrainingSurface, CollectSurface, ProcessSurface, StateSurface):
         self._trackers: Trackers | None = None
         self._log_with, self._logging_dir = log_with, logging_dir
         self._trigger = control.Trigger()
+        if current.session is not None:
+            current.session.note(mode="engine")
 
     # -- preparing ----------------------------------------------------------------------
 
@@ -162,15 +169,17 @@ class Engine(TrainingSurface, CollectSurface, ProcessSurface, StateSurface):
         models = [one for one in objects if isinstance(one, nn.Module)]
         given = [one for one in objects if isinstance(one, Optimizer)]
         self._decide(models, [*self._optimizers, *given])
+        trains = any(map(is_trainable, models)) or not given
         prepared: dict[int, Any] = dict.fromkeys(range(len(objects)))
         # Models first: placing them may give optimizers other parameters to hold.
         for index in sorted(prepared, key=lambda i: not isinstance(objects[i], nn.Module)):
-            prepared[index] = self._prepare_one(objects[index], moves[index])
+            prepared[index] = self._prepare_one(objects[index], moves[index], trains)
         return tuple(prepared.values()) if len(objects) != 1 else prepared[0]
 
-    def _prepare_one(self, one: Any, move: bool | None) -> Any:
+    def _prepare_one(self, one: Any, move: bool | None, trains: bool) -> Any:
         if isinstance(one, nn.Module):
-            return self.prepare_model(one, move)
+            # A frozen model beside a trained one is a teacher; alone with an optimizer, a mistake.
+            return self.prepare_model(one, move, evaluation_mode=trains and not is_trainable(one))
         if isinstance(one, Optimizer):
             return self.prepare_optimizer(one)
         if isinstance(one, LRScheduler):
@@ -197,6 +206,10 @@ class Engine(TrainingSurface, CollectSurface, ProcessSurface, StateSurface):
             self._decide([model], self._optimizers)
         move = self.device_placement if device_placement is None else device_placement
         self._models.add(model, move, train=not evaluation_mode)
+        if self.process.distributed and not evaluation_mode:
+            # Weakly, and by a function: a copy of the model must not copy the engine.
+            engine = weakref.ref(self)
+            check_before_forward(model, lambda one: _checked(engine(), one))
         for optimizer in self._optimizers:
             self._models.follow(optimizer)
         return model
@@ -224,8 +237,6 @@ class Engine(TrainingSurface, CollectSurface, ProcessSurface, StateSurface):
 
     def prepare_data_loader(self, loader: Any, device_placement: bool | None = None) -> Any:
         """A loader that gives this rank's batches; see `prepare`."""
-        from diag.engine.data import prepare_loader
-
         if any(loader is one for one in self._loaders):
             return loader
         move = self.device_placement if device_placement is None else device_placement
@@ -235,8 +246,6 @@ class Engine(TrainingSurface, CollectSurface, ProcessSurface, StateSurface):
 
     def skip_first_batches(self, loader: Any, num_batches: int = 0) -> Any:
         """The loader without its first batches, for the rest of an epoch."""
-        from diag.engine.data import skip_first_batches
-
         return skip_first_batches(loader, num_batches)
 
     # -- letting go ---------------------------------------------------------------------
@@ -283,6 +292,11 @@ class Engine(TrainingSurface, CollectSurface, ProcessSurface, StateSurface):
 
     def __getattr__(self, name: str) -> Any:
         raise missing_member(name)
+
+
+def _checked(engine: Engine | None, model: nn.Module) -> None:
+    if engine is not None:
+        engine._before_forward(model)
 
 
 def _refuse_generators(objects: Sequence[Any]) -> None:

@@ -69,7 +69,10 @@ def total_norm(found: Sequence[Tensor], norm_type: float) -> Tensor:
     for gradient in found:
         groups.setdefault(_layout(gradient), []).append(gradient)
     norms = [_over_shards(_local(group), layout, norm_type) for layout, group in groups.items()]
-    return norms[0] if len(norms) == 1 else _combine(norms, norm_type)
+    if not norms:
+        return torch.tensor(0.0)
+    combined: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    return norms[0] if len(norms) == 1 else combined
 
 
 def _layout(gradient: Tensor) -> Layout:
@@ -91,12 +94,6 @@ def _over_shards(shards: Sequence[Tensor], layout: Layout, norm_type: float) -> 
         dist.all_reduce(power, op, mesh.get_group(dim))
     root: Tensor = power if highest else power ** (1 / norm_type)
     return root
-
-
-def _combine(norms: Sequence[Tensor], norm_type: float) -> Tensor:
-    if not norms:
-        return torch.tensor(0.0)
-    return torch.linalg.vector_norm(torch.stack(list(norms)), norm_type)
 
 
 def _local(found: Iterable[Tensor]) -> list[Tensor]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
-import psutil
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from diag.engine import wire
+from diag.engine import placement
 from diag.engine.options import DDPOptions, FSDPOptions, Precision, Strategy
 from diag.engine.precision import autocast_forward
 from diag.engine.process import Process
 from diag.errors import DiagError, UsageError
-
-Chosen = Literal["none", "ddp", "fsdp"]
 
 
 class Models:
@@ -50,7 +45,7 @@ class Models:
         self.placed: list[nn.Module] = []
         self._precision = precision
         self._ddp, self._fsdp = ddp, fsdp
-        self._before: list[tuple[nn.Module, weakref.WeakValueDictionary[str, Tensor]]] = []
+        self._before: list[tuple[nn.Module, weakref.WeakValueDictionary[str, nn.Parameter]]] = []
 
     def __contains__(self, model: nn.Module) -> bool:
         return any(model is one for one in self.placed)
@@ -60,47 +55,56 @@ class Models:
         trained = [model for model in models if is_trainable(model)]
         if self.strategy != "auto" or not trained:
             return
-        from diag.engine.placement import choose_strategy
-
-        free = min(numbers[0] for numbers in wire.exchange(self.process, [self._free_bytes()]))
-        choice = choose_strategy(trained, optimizers, self.process, free)
+        free = placement.free_bytes(self.process)
+        choice = placement.choose_strategy(trained, optimizers, self.process, free, self._ddp)
         self.strategy, self.why = choice.strategy, choice.why
 
-    def _free_bytes(self) -> int:
-        """Memory this rank may fill: its device's, or its share of the node's."""
-        device = self.process.device
-        if device.type == "cuda":
-            return torch.cuda.mem_get_info(device)[0]
-        available: int = psutil.virtual_memory().available
-        return available // self.process.local_world_size
-
     def add(self, model: nn.Module, move: bool, train: bool) -> None:
-        """Check the model and place it: on the device, synchronized or sharded. Idempotent.
+        """Place the model: on the device, synchronized or sharded. Idempotent.
 
         Args:
-            move: put it on the device.
-            train: False for a model that is only evaluated: it is not synchronized.
+            move: put it on the device, if it is not distributed.
+            train: False for a model that is only evaluated: every rank keeps its own.
+
+        Raises:
+            DiagError: it cannot be trained so.
         """
         if model in self:
             return
-        check_model(model, self.process)
         before = dict(model.named_parameters())
-        self._place(model, self._strategy_for(model, train), move)
-        autocast_forward(model, self._precision, self.process.device)
+        if is_dispatched(model):
+            self._check_dispatched(model)
+        elif train and (move or self.process.distributed):
+            self._place(model)
+        elif move:
+            model.to(self.process.device)
+        autocast_forward(model, self._precision, self.process.device, self._methods(model))
         self.placed.append(model)
         self._before.append((model, weakref.WeakValueDictionary(before)))
 
-    def _strategy_for(self, model: nn.Module, train: bool) -> Chosen:
-        if self.strategy == "fsdp" and train:
-            return "fsdp"
-        return "ddp" if self.strategy == "ddp" and train and is_trainable(model) else "none"
+    def _methods(self, model: nn.Module) -> list[str]:
+        return [name for name in self._fsdp.methods if hasattr(model, name)]
 
-    def _place(self, model: nn.Module, strategy: Chosen, move: bool) -> None:
-        from diag.engine.placement import place
+    def _place(self, model: nn.Module) -> None:
+        strategy = self.strategy
+        # "auto" is left where no model has been trainable: placing says what is wrong with it.
+        placement.place(
+            model,
+            self.process,
+            "ddp" if strategy == "auto" else strategy,
+            self._ddp,
+            self._fsdp,
+            self._precision,
+        )
 
-        if strategy == "none" and (not move or is_dispatched(model)):
-            return
-        place(model, self.process, strategy, self._ddp, self._fsdp, self._precision)
+    def _check_dispatched(self, model: nn.Module) -> None:
+        if self.process.distributed:
+            raise DiagError(
+                "model-dispatched",
+                f"{type(model).__name__} was spread over devices by load_checkpoint_and_dispatch, "
+                "which is for a single process.",
+                "Load it plainly and train it with Engine(strategy='fsdp').",
+            )
 
     def follow(self, optimizer: Optimizer) -> None:
         """Have the optimizer hold the parameters that placing put in the place of its own.
@@ -108,17 +112,12 @@ class Models:
         Raises:
             DiagError: it has stepped with them, so its state is of another shape now.
         """
-        from diag.engine.placement import remap_optimizer
-
         for model, known in self._before:
-            remap_optimizer(optimizer, dict(known), model)
+            placement.remap_optimizer(optimizer, dict(known), model)
 
     def set_sync(self, model: nn.Module, on: bool) -> None:
         """Whether the model's next gradients go to all ranks."""
-        if self.process.distributed and model in self:
-            from diag.engine.placement import set_gradient_sync
-
-            set_gradient_sync(model, on)
+        placement.set_gradient_sync(model, on)
 
     def trained(self) -> list[nn.Module]:
         return [model for model in self.placed if is_trainable(model)]
@@ -138,21 +137,3 @@ def is_trainable(model: nn.Module) -> bool:
 def is_dispatched(model: nn.Module) -> bool:
     """Whether the model's layers were spread over devices by `load_checkpoint_and_dispatch`."""
     return getattr(model, "hf_device_map", None) is not None
-
-
-def check_model(model: nn.Module, process: Process) -> None:
-    """Refuse a model that cannot be trained by several ranks.
-
-    Raises:
-        DiagError: its parameters lie on several devices.
-    """
-    devices = Counter(str(p.device) for p in model.parameters())
-    if len(devices) < 2 or (is_dispatched(model) and not process.distributed):
-        return
-    listed = ", ".join(f"{number} on {device}" for device, number in devices.items())
-    raise DiagError(
-        "model-on-two-devices",
-        f"{type(model).__name__} has parameters on {len(devices)} devices ({listed}).",
-        "Each rank trains on one device: leave the model where it was built, or call "
-        "model.to(engine.device). Too large for one? Engine(strategy='fsdp').",
-    )

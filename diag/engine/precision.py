@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from types import MethodType
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -47,26 +47,31 @@ def autocast(
     return torch.autocast(device.type, DTYPES[precision], enabled, cache)
 
 
-def autocast_forward(model: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Have the model's forward run under autocast and give its outputs in float32. In place."""
-    if precision == "no" or getattr(model.forward, "is_autocast", False):
+def autocast_forward(
+    model: nn.Module, precision: Precision, device: torch.device, methods: Iterable[str] = ()
+) -> None:
+    """Have the model's forward, and `methods`, run under autocast and give float32. In place."""
+    if precision == "no":
         return
-    original = model.forward
-    # Bound to the model as a method, so that a deep copy computes with its own parameters.
-    function: Callable[..., Any] = getattr(original, "__func__", None) or _unbound(original)
+    for name in dict.fromkeys(["forward", *methods]):
+        function = getattr(model, name)
+        if not isinstance(getattr(function, "func", None), _Autocast):
+            # A partial, because a deep copy of one is led to the copy's own forward.
+            led = functools.partial(_Autocast(precision, device), function)
+            setattr(model, name, functools.update_wrapper(led, function))
 
-    @functools.wraps(function)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with autocast(precision, device):
-            outputs = function(self, *args, **kwargs)
+
+@dataclass(frozen=True)
+class _Autocast:
+    """Calls a function under autocast."""
+
+    precision: Precision
+    device: torch.device
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with autocast(self.precision, self.device):
+            outputs = function(*args, **kwargs)
         return to_float32(outputs)
-
-    forward.is_autocast = True  # type: ignore[attr-defined]
-    model.forward = MethodType(forward, model)
-
-
-def _unbound(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda _self, *args, **kwargs: function(*args, **kwargs)
 
 
 def to_float32(outputs: Any) -> Any:

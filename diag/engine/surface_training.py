@@ -9,13 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from diag.engine import gradients, joining, losses, precision, torch_private
+from diag.engine import gradients, losses, precision, torch_private, uneven
 from diag.engine.accumulation import Window
+from diag.engine.checkpoint import Stateful
 from diag.engine.logs import get_logger
 from diag.engine.models import Models
 from diag.engine.optimizer import StepGate, gate_of
 from diag.engine.options import DataOptions, Precision
+from diag.engine.placement import ddp_of
 from diag.engine.process import Process
 from diag.errors import DiagError, UsageError
 
@@ -29,6 +32,7 @@ class TrainingSurface:
     data_options: DataOptions
     _models: Models
     _optimizers: list[Optimizer]
+    _schedulers: list[LRScheduler]
     _loaders: list[Any]
 
     def _init_training(
@@ -154,6 +158,11 @@ class TrainingSurface:
                     stack.enter_context(self.no_sync(model))
             yield
 
+    def _before_forward(self, model: nn.Module) -> None:
+        # An evaluation needs the other ranks only where they hold a part of the model.
+        if not self._joining and (model.training or self.strategy == "fsdp"):
+            uneven.check_all_have_a_batch(self.active_loader, self.process)
+
     def _enter_window(self, models: Sequence[nn.Module]) -> None:
         key = frozenset(map(id, models))
         self._window = self._windows.setdefault(key, self._new_window())
@@ -175,8 +184,6 @@ class TrainingSurface:
     @contextmanager
     def trigger_sync_in_backward(self, model: nn.Module) -> Iterator[None]:
         """Synchronize in the block's backward, though the forwards ran in `no_sync`."""
-        from diag.engine.placement.ddp import ddp_of
-
         ddp = ddp_of(model)
         if ddp is not None:
             torch_private.synchronize_next_backward(ddp)
@@ -202,7 +209,6 @@ class TrainingSurface:
             DiagError: the loss is no single number, or nothing trainable went into it.
         """
         loss = losses.check_loss(loss, options)
-        self._check_parameters()
         self._watch.look(loss, self.process.rank, self.completed_steps)
         loss = self._weigh(loss, num_items)
         (loss if self._scale is None else self._scale.scale(loss)).backward(**options)  # type: ignore[no-untyped-call]
@@ -210,6 +216,7 @@ class TrainingSurface:
         window.collected()
         if window.held and window.synchronizes and not window.settled:
             losses.settle(window, self._window_models, self.process)
+        self._check_parameters()  # now: in the midst of a step FSDP holds other ones
 
     def _weigh(self, loss: Tensor, num_items: Tensor | float | None) -> Tensor:
         if num_items is None:
@@ -300,23 +307,32 @@ class TrainingSurface:
     def join_uneven_inputs(
         self, joinables: Iterable[Any], even_batches: bool | None = None
     ) -> Iterator[None]:
-        """Train while ranks run out of batches at different times; see `joining.join`. Collective.
+        """Train while ranks run out of batches at different times; see `uneven.join`. Collective.
 
         Args:
             joinables: the models trained in the block.
             even_batches: for the block, instead of the engine's; True: nothing needs joining.
         """
         even = self.data_options.even_batches if even_batches is None else even_batches
-        with self._even_batches(even), joining.join(self.process, joinables, enable=not even):
-            self._joining = self.process.distributed and not even
+        joins = self.process.distributed and not even
+        joined = uneven.join(self.process, joinables, enable=joins)
+        with uneven.even_batches(self._loaders, even), joined:
+            self._joining = joins
             try:
                 yield
             finally:
                 self._joining = False
+        if joins:
+            self._catch_up()
 
-    @contextmanager
-    def _even_batches(self, even: bool) -> Iterator[None]:
-        raise NotImplementedError
+    def _catch_up(self) -> None:
+        if self._scale is not None:
+            self._scale.settle()
+        others: list[Stateful] = [*self._schedulers]
+        if self.scaler is not None:
+            others.append(self.scaler)
+        taken = uneven.catch_up(self.process, self.completed_steps, self._optimizers, others)
+        self._steps_before += taken - self.completed_steps
 
 
 def _checked_steps(steps: int) -> int:
