@@ -76,6 +76,14 @@ def wrapper_of(module: nn.Module) -> str:
     return ""
 
 
+def class_name(module: nn.Module) -> str:
+    """The name of the module's class, without what fully_shard puts before it."""
+    ancestry = [base.__name__ for base in type(module).__mro__]
+    if "FSDPModule" in ancestry:
+        return ancestry[ancestry.index("FSDPModule") + 1]
+    return ancestry[0]
+
+
 _WRAPPERS = {
     "DistributedDataParallel": "DistributedDataParallel",
     "FullyShardedDataParallel": "FullyShardedDataParallel",

@@ -9,6 +9,7 @@ bit those of one process that built the model after the same seed, unless a cons
 values in a way of its own. Where that shows (a tensor was written in place more often than what
 is called here writes it, rehearsed on the meta device) a warning names the tensors; it does not
 show for trunc_normal_ and orthogonal_, which do nothing on the meta device, and for `.data`.
+Values are drawn in the dtype the tensor has now, and one that modules share has the first one's.
 A tensor that nothing writes is an error.
 """
 
@@ -31,6 +32,7 @@ from diag.engine.placement.initialisers import children_first, custom_initialise
 from diag.engine.placement.shards import is_sharded
 from diag.engine.placement.sheets import AllBorn, Born, Count, Fill, dressed, laid_out, own_tensors
 from diag.engine.process import Process
+from diag.engine.torch_private import class_name
 from diag.errors import DiagError
 
 _log = logging.getLogger(__name__)
@@ -200,7 +202,7 @@ def _write(initialise: Callable[[], object], module: nn.Module, region: _Region)
     if [tensor._version for tensor in beyond] != versions:
         raise DiagError(
             "initialiser-writes-blocks",
-            f"Initialising {type(module).__name__} wrote parameters of the blocks below it, "
+            f"Initialising {class_name(module)} wrote parameters of the blocks below it, "
             "which are on no rank as a whole.",
             hint="Let each block initialise its own parameters: reset_parameters or _init_weights.",
         )
@@ -222,7 +224,7 @@ def _random_state_of_rank_0(process: Process) -> Iterator[None]:
 
 
 def _check_filled(born: AllBorn) -> None:
-    empty = [f"{r.name} ({type(r.owner).__name__})" for r in born.values() if not r.filled]
+    empty = [f"{r.name} ({class_name(r.owner)})" for r in born.values() if not r.filled]
     if empty:
         raise DiagError(
             "nothing-initialises",
