@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 venv: $(STAMP)  ## create .venv and install diag with its development tools
 
 demo: $(STAMP)  ## train a small GPT on 1 rank and on 2, and explain the difference
-	$(BIN)/diag run --gpus 2 --device cpu --with-baseline=60 --max-steps 150 --name demo examples/charlm_ddp.py
+	$(BIN)/diag run --gpus 2 --device cpu --with-baseline=60 --max-steps 150 --name demo examples/charlm.py
 	$(BIN)/diag scaling-report
 
 test: $(STAMP)  ## the test suite (real gloo ranks, no GPU needed)

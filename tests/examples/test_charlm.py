@@ -1,4 +1,4 @@
-"""The example trains on real text: by itself, and on two ranks under torch's launcher."""
+"""The examples train on real text: by hand and with the engine, alone and on two ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "charlm_ddp.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BY_HAND, ENGINE = EXAMPLES / "charlm_ddp.py", EXAMPLES / "charlm.py"
+both = pytest.mark.parametrize("script", [BY_HAND, ENGINE], ids=["by-hand", "engine"])
 SMALL = [
     "--steps=40",
     "--eval-every=20",
@@ -25,9 +27,9 @@ SMALL = [
 ]
 
 
-def run(*launcher: str, env: dict[str, str] | None = None) -> str:
+def run(script: Path, *launcher: str, env: dict[str, str] | None = None) -> str:
     done = subprocess.run(
-        [sys.executable, *launcher, str(EXAMPLE), *SMALL],
+        [sys.executable, *launcher, str(script), *SMALL],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})},
         capture_output=True,
         text=True,
@@ -41,8 +43,9 @@ def losses(output: str, kind: str) -> list[float]:
     return [float(x) for x in re.findall(rf"^step +\d+  {kind} (\S+)$", output, re.MULTILINE)]
 
 
-def test_alone_it_learns() -> None:
-    output = run()
+@both
+def test_alone_it_learns(script: Path) -> None:
+    output = run(script)
     first, *_, last = losses(output, "loss")
     assert first == pytest.approx(4.85, abs=0.4)  # ln(128): nothing known yet
     assert last < 3.6
@@ -52,17 +55,18 @@ def test_alone_it_learns() -> None:
 
 
 @pytest.mark.ranks
-def test_two_ranks_learn_and_one_prints() -> None:
-    output = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+@both
+def test_two_ranks_learn_and_one_prints(script: Path) -> None:
+    output = run(script, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert output.count("2 x cpu") == 1
     assert len(losses(output, "validation loss")) == 2
 
 
 @pytest.mark.ranks
 def test_diag_ends_it_early_and_changes_no_number(tmp_path: Path) -> None:
-    plain = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    plain = run(ENGINE, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     options = ["run", "--gpus", "2", "--device", "cpu", "--max-steps", "25"]
-    recorded = run("-m", "diag.cli.main", *options, "--runs-dir", str(tmp_path))
+    recorded = run(ENGINE, "-m", "diag.cli.main", *options, "--runs-dir", str(tmp_path))
     assert losses(recorded, "loss") == losses(plain, "loss")[:3]  # steps 1, 10 and 20
     assert losses(recorded, "validation loss") == losses(plain, "validation loss")[:1]
     (recorded_run,) = tmp_path.iterdir()
@@ -71,16 +75,17 @@ def test_diag_ends_it_early_and_changes_no_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_learns() -> None:
+@both
+def test_on_a_gpu_it_learns(script: Path) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    output = run(env={"CUDA_VISIBLE_DEVICES": visible})
+    output = run(script, env={"CUDA_VISIBLE_DEVICES": visible})
     assert "1 x cuda" in output
     assert losses(output, "validation loss")[-1] < 3.6
 
 
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
-    return runpy.run_path(str(EXAMPLE))
+    return runpy.run_path(str(EXAMPLES / "charlm_model.py"))
 
 
 def test_no_window_is_both_trained_on_and_held_out(example: dict[str, Any]) -> None:
