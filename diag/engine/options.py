@@ -12,7 +12,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class DDPOptions:
-    """How `replicate` synchronizes; the names are DistributedDataParallel's own."""
+    """How DDP synchronizes; the names are DistributedDataParallel's own."""
 
     bucket_cap_mb: float | None = None
     static_graph: bool = False
@@ -27,13 +27,15 @@ class FSDPOptions:
 
     Attributes:
         wrap_classes: class names of the blocks to shard one by one (`("Block",)`).
-        wrap_min_params: else every module with at least so many parameters of its own subtree.
-            With neither: the classes torch's or the model's own `_no_split_modules` names, else
-            the children of the longest ModuleList/Sequential.
+        wrap_min_params: else, from the bottom up, every module that brings together at least so
+            many parameters not in a block yet. With neither: the classes that the model's own
+            `_no_split_modules` names, else torch's transformer layers, else the children of the
+            largest ModuleList or Sequential of one kind of module.
         reshard_after_forward: give the gathered parameters back after each forward.
-        activation_checkpointing: recompute the wrapped blocks' activations in backward.
-        methods: other methods of the model that compute (`("generate",)`); each gathers the
-            root's parameters as forward does.
+        activation_checkpointing: recompute the blocks' activations in backward; under DDP and in
+            a single process too.
+        methods: other methods of the model that compute without calling it (`("score",)`); they
+            gather and synchronize as forward does, under DDP too.
     """
 
     wrap_classes: Sequence[str] = ()
