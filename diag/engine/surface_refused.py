@@ -62,6 +62,7 @@ _MEMBERS = {
     "should_save_model": "engine.save_model is called on every rank and knows",
     "save_iteration": "save_state returns the directory it chose",
     "dataloader_config": "engine.data_options",
+    "trackers": "engine.get_tracker(name)",
     "use_stateful_dataloader": "every prepared loader has state_dict and load_state_dict",
 }
 

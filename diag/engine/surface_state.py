@@ -12,7 +12,7 @@ from torch import nn
 from diag.engine import checkpoint
 from diag.engine.checkpoint import Naming, Parts, Stateful
 from diag.engine.process import Process
-from diag.engine.tracking import Tracker, Trackers, choose_trackers
+from diag.engine.tracking import Elsewhere, Tracker, Trackers, choose_trackers
 
 Directory = str | os.PathLike[str]
 
@@ -126,9 +126,10 @@ class StateSurface:
         self._trackers = Trackers(self.process, chosen)
         self._trackers.start(config)
 
-    def get_tracker(self, name: str) -> Tracker | None:
-        """The tracker `name`; None on the ranks that do not run it."""
-        return self._trackers.get(name) if self._trackers is not None else None
+    def get_tracker(self, name: str) -> Tracker:
+        """The tracker `name`; on ranks that do not run it, and before `init_trackers`, one that
+        does nothing."""
+        return self._trackers.get(name) if self._trackers is not None else Elsewhere(name)
 
     def log(
         self,

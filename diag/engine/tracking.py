@@ -73,10 +73,22 @@ class JsonlTracker:
         os.write(self._file, f"{text}\n".encode())
 
 
+class Elsewhere:
+    """A tracker that another rank runs: here its calls do nothing, so that no `if` is needed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None: ...
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None: ...
+    def finish(self) -> None: ...
+
+
 class Trackers:
     """The trackers of a run, each called on the ranks it wants."""
 
     def __init__(self, process: Process, trackers: Sequence[Tracker]) -> None:
+        self._names = [tracker.name for tracker in trackers]
         self._here = [
             tracker
             for tracker in trackers
@@ -102,9 +114,18 @@ class Trackers:
             extra = (log_kwargs or {}).get(tracker.name, {})
             tracker.log(dict(values), step=step, **extra)
 
-    def get(self, name: str) -> Tracker | None:
-        """The tracker `name`; None on the ranks that do not run it."""
-        return next((tracker for tracker in self._here if tracker.name == name), None)
+    def get(self, name: str) -> Tracker:
+        """The tracker `name`; on ranks that do not run it one that does nothing.
+
+        Raises:
+            DiagError: there is none of that name.
+        """
+        if name not in self._names:
+            raise DiagError(
+                "no-such-tracker",
+                f"There is no tracker {name!r}; there is {', '.join(map(repr, self._names))}.",
+            )
+        return next((one for one in self._here if one.name == name), Elsewhere(name))
 
     def finish(self) -> None:
         for tracker in self._here:

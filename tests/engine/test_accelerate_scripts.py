@@ -6,6 +6,7 @@ What is not driven, and why, stands in docs/from-accelerate.md; the lists here a
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from helpers.ranks import run_ranks
 
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.ranks
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-accelerate.md"
 
 _SPLITS = [
     ",".join(name for name, on in zip(("split", "dispatch", "sync"), chosen, strict=True) if on)
@@ -111,3 +114,11 @@ def test_a_single_process_needs_no_launcher(capsys: pytest.CaptureFixture[str]) 
     for name, run in accelerate_ranks.ops():
         run()
         assert name in PASSES["ops"]
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="not in a checkout")
+def test_the_page_names_what_passes() -> None:
+    section = PAGE.read_text().partition("## Accelerate's own test scripts")[2]
+    passing = section.partition("Not driven, and why")[0]
+    missing = {case.partition("[")[0] for names in PASSES.values() for case in names}
+    assert [name for name in sorted(missing) if f"`{name}`" not in passing] == []

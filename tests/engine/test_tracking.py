@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from diag.engine.process import Process
-from diag.engine.tracking import JsonlTracker, Trackers, choose_trackers, read_jsonl
+from diag.engine.tracking import (
+    Elsewhere,
+    JsonlTracker,
+    Trackers,
+    choose_trackers,
+    read_jsonl,
+)
 from diag.errors import DiagError
 
 
@@ -96,10 +102,15 @@ def test_trackers_run_where_they_want_to(tmp_path: Path) -> None:
         trackers = Trackers(rank(number), [main, everywhere, JsonlTracker(tmp_path / "m.jsonl")])
         trackers.start({"lr": 1})
         trackers.log({"loss": 1}, step=number, log_kwargs={"spy": {"tag": "x"}})
-        assert (trackers.get("jsonl") is None) == (number == 1)
+        assert isinstance(trackers.get("jsonl"), Elsewhere if number else JsonlTracker)
+        trackers.get("spy").log({"direct": number})
         trackers.finish()
-    assert main.calls == [{"lr": 1}, ({"loss": 1}, 0, {"tag": "x"}), "finish"]
-    assert len(everywhere.calls) == 6
+    direct = ({"direct": 0}, None, {})
+    assert main.calls == [{"lr": 1}, ({"loss": 1}, 0, {"tag": "x"}), direct, "finish"]
+    assert len([call for call in everywhere.calls if call != "finish"]) == 5
+    with pytest.raises(DiagError) as error:
+        trackers.get("wandb")
+    assert error.value.what == "There is no tracker 'wandb'; there is 'spy', 'spy', 'jsonl'."
 
 
 def test_which_trackers(tmp_path: Path) -> None:
@@ -113,3 +124,23 @@ def test_which_trackers(tmp_path: Path) -> None:
     assert error.value.slug == "unknown-tracker"
     assert "'wandb'" in error.value.what
     assert "finish()" in error.value.hint
+
+
+def test_accelerates_own_kind_of_tracker_goes_on_working(tmp_path: Path) -> None:
+    general = pytest.importorskip("accelerate.tracking").GeneralTracker
+
+    class Mine(general):  # type: ignore[misc, valid-type]
+        name = "mine"
+        requires_logging_directory = False
+        tracker = None
+        started = False
+
+        def start(self) -> None:
+            self.started = True
+
+    mine = Mine()
+    trackers = Trackers(rank(0), choose_trackers(mine, tmp_path, "run"))
+    trackers.start({"lr": 1})
+    trackers.log({"loss": 1})
+    assert mine.started
+    assert trackers.get("mine") is mine
