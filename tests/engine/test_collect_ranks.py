@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.ranks import run_ranks
 
@@ -12,9 +13,17 @@ pytestmark = pytest.mark.ranks
 N = 3
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks("helpers.collect_ranks", N, tmp_path_factory.mktemp("collect"), timeout=60)
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture(
+    scope="module", params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+)
+def ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("collect")
+    return run_ranks("helpers.collect_ranks", N, directory, request.param, timeout=60)
 
 
 # What every rank sees alike, in full.

@@ -1,4 +1,4 @@
-"""What each rank sees of the collectives; `python -m helpers.collect_ranks DIRECTORY` as 3 ranks.
+"""What each rank sees of the collectives; `python -m helpers.collect_ranks DIRECTORY [cuda]` as 3 ranks.
 
 Every scenario returns what JSON can hold; the test compares. None asserts: a rank that left early
 would leave the others waiting.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import time
 from collections import OrderedDict, defaultdict, namedtuple
@@ -365,9 +366,19 @@ def ordered(process: Process, _: Path) -> Any:
     return [type(got).__name__, list(got)]
 
 
+def join_on_one_gpu() -> Process:
+    """All ranks on the first GPU, over NCCL (2.30 or newer), as no launcher would place them."""
+    os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    return Process(rank, rank, ranks, ranks, device, "nccl")
+
+
 def main() -> None:
     directory = Path(sys.argv[1])
-    process = join_job(cpu=True)
+    process = join_on_one_gpu() if "cuda" in sys.argv[2:] else join_job(cpu=True)
     answers: dict[str, Any] = {}
     for run in SCENARIOS:
         try:
