@@ -312,6 +312,12 @@ def test_workers(persistent: bool) -> None:
         assert watched(loader) == expected
 
 
+def test_living_workers_of_the_users_loader_are_not_taken_over() -> None:
+    user = DataLoader(Numbers(8), batch_size=2, num_workers=1, persistent_workers=True)
+    assert len(values(user)) == 4
+    assert values(prepared(user, 1, 2)) == [[2, 3], [6, 7]]
+
+
 def test_batches_that_come_out_of_order_have_no_known_size() -> None:
     loader = DataLoader(Numbers(5), batch_size=2, num_workers=2, in_order=False)
     seen = watched(prepared(loader))
@@ -508,12 +514,13 @@ def test_a_sampler_looked_at_during_a_pass_does_not_disturb_it() -> None:
     for at, batch in enumerate(loader):
         assert list(loader.batch_sampler) == [[2, 3], [6, 7]]  # type: ignore[call-overload]
         assert batch.tolist() == [[2, 3], [6, 7]][at]
-        assert loader.local_samples == 2
+        assert loader.end_of_loader is (at == 1)
 
 
 def test_even_batches_can_be_changed_between_passes() -> None:
-    for dataset in (Numbers(5), Stream(5)):
-        loader = prepared(DataLoader(dataset, batch_size=2), 1, 2)
+    living: dict[str, Any] = {"num_workers": 1, "persistent_workers": True}
+    for dataset, options in ((Numbers(5), {}), (Stream(5), {}), (Stream(5), living)):
+        loader = prepared(DataLoader(dataset, batch_size=2, **options), 1, 2)
         assert values(loader) == [[2, 3], [1, 2]]
         loader.even_batches = False
         assert values(loader) == [[2, 3]]

@@ -305,6 +305,10 @@ def test_a_sampler_is_told_the_epoch_and_heard_where_the_script_sets_it(
     assert loader.epoch == 8
     assert values(loader) == [[8, 8]]
     assert sampler.told == [0, 1, 7, 7, 8]
+    sampler.epoch = 0  # another process, which goes on at a state
+    restored = prepared(user, 1, 2)
+    restored.load_state_dict(loader.state_dict())
+    assert values(restored) == [[9, 9]]
 
 
 def test_a_distributed_sampler_is_taken_as_it_is(caplog: pytest.LogCaptureFixture) -> None:

@@ -82,20 +82,20 @@ def test_messages_keep_what_they_hold(answers: Answers) -> None:
 
 @pytest.mark.parametrize("name", ["dispatched", "read by each", "map-style"])
 def test_the_probes_count_a_batch_when_it_is_trained_on(answers: Answers, name: str) -> None:
-    for rank in each(answers, "probes"):
+    for rank in each(answers, "probes")[:-1]:
         assert rank[name]["failures"] == {}
         assert len(rank[name]["samples"]) >= 4
         assert rank[name]["samples"] == rank[name]["handed"] == [1] * len(rank[name]["handed"])
 
 
 def test_waiting_for_rank_0s_reading_is_waiting_for_a_rank(answers: Answers) -> None:
-    first, *others = (rank["dispatched"]["mean_ms"] for rank in each(answers, "probes"))
+    first, other = (rank["dispatched"]["mean_ms"] for rank in each(answers, "probes")[:-1])
     assert first["data"] > 0.9 * SLOW_S * 1e3
-    for other in others:  # which wait for all rank 0 does, on a busy machine for more
-        assert other["exposed_comm"] > 0.9 * SLOW_S * 1e3
-        assert other["data"] < 0.5 * SLOW_S * 1e3
+    # It waits for all that rank 0 does, on a busy machine for more.
+    assert other["exposed_comm"] > 0.9 * SLOW_S * 1e3
+    assert other["data"] < 0.5 * SLOW_S * 1e3
 
 
 def test_every_ranks_own_reading_is_data_time(answers: Answers) -> None:
-    for rank in each(answers, "probes"):
+    for rank in each(answers, "probes")[:-1]:
         assert rank["read by each"]["mean_ms"]["data"] > 0.9 * SLOW_S * 1e3

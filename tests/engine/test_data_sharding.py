@@ -197,6 +197,15 @@ def test_a_short_draw_in_the_middle_is_neither_lost_nor_filled_up() -> None:
     assert joined(BatchSamplerShard(Listed(draws, 2), 2, 0)) == [3, 4, 7, 0]
 
 
+def test_a_short_draw_in_the_middle_is_filled_up_where_it_is_split() -> None:
+    taken = list(rounds([[0, 1, 2, 3], [4], [5, 6, 7, 8]], Share(2, split=True, full=4)))
+    parts = [[step.part for step in steps] for steps in taken]
+    assert parts == [[[0, 1], [2, 3]], [[4, 0], [1, 2]], [[5, 6], [7, 8]]]
+    assert [steps[0].real for steps in taken] == [4, 1, 4]
+    with pytest.raises(DiagError, match="batch of 1 before the last one gives only 1 of 2 ranks"):
+        list(rounds([[0, 1], [2], [3, 4]], Share(2, split=True, even=False, full=2)))
+
+
 def test_a_draw_beyond_the_batch_size_is_split_whole() -> None:
     taken = list(rounds([[0, 1, 2, 3, 4], [5, 6]], Share(num_ranks=2, split=True, full=2)))
     assert [[step.part for step in steps] for steps in taken] == [[[0, 1, 2], [3, 4]], [[5], [6]]]

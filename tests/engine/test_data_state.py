@@ -127,6 +127,17 @@ def test_the_trainings_random_numbers_go_on_as_if_not_interrupted() -> None:
     assert begun + train(second, 2, 6) == straight
 
 
+@pytest.mark.parametrize("dataset", [Numbers(12), Stream(12)])
+def test_an_epoch_that_is_taken_up_draws_no_seed_for_its_workers_again(dataset: Any) -> None:
+    loader = prepared(DataLoader(dataset, batch_size=2))
+    loader.load_state_dict({"epoch": 0, "draws": 4, "batch_size": 2, "seed": None})
+    before = torch.get_rng_state()
+    values(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    values(loader)  # the next one does
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_state_loaded_within_a_loop_counts_from_the_next_one() -> None:
     loader = prepared(shuffled(8))
     order = values(prepared(shuffled(8)))

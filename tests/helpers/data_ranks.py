@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from diag.engine.data import PreparedLoader, prepare_loader
@@ -201,45 +200,53 @@ class SlowStream(SizedStream):
             yield float(at)
 
 
+def watch_training(process: Process, loader: PreparedLoader, place: Path) -> Any:
+    """What a training leaves in the record."""
+    session = install(ProbeConfig(place, process.rank, process.rank, 0, WORLD, 0, "cpu"))
+    rows: list[tuple[Any, ...]] = []
+    session.capture.writer.append_step = rows.append
+    handed = train(loader)
+    failures = dict(session.failures.first)
+    session.finish("script")
+    return {
+        "samples": [row[10] for row in rows],
+        "handed": handed[1:],  # the first step is not a whole one
+        "mean_ms": {
+            phase: sum(row[3 + at] for row in rows[1:]) / len(rows[1:]) / 1e6
+            for at, phase in enumerate(PHASES)
+        },
+        "failures": failures,
+    }
+
+
+def train(loader: PreparedLoader) -> list[int | None]:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handed = []
+    for batch in loader:
+        if loader.end_on_some_rank:
+            break
+        model(batch[:, None].float()).sum().backward()
+        optimizer.step()
+        handed.append(loader.local_samples)
+    return handed
+
+
 def seen_by_the_probes(process: Process, directory: Path) -> Any:
-    """What a training that rank 0 feeds leaves in the record, and one where every rank reads."""
-    answer = {}
-    for name, loader in {
+    """On rank 0, which reads for all, and on one of the others."""
+    loaders = {
         "dispatched": prepare(DataLoader(SlowStream(20), batch_size=1), process),
         "read by each": prepare(
             DataLoader(SlowStream(20), batch_size=1), process, dispatch_batches=False
         ),
         "map-style": prepare(DataLoader(Numbers(19), batch_size=1), process, even_batches=False),
-    }.items():
-        place = ProbeConfig(
-            directory / f"{name}{process.rank}", process.rank, process.rank, 0, WORLD, 0, "cpu"
-        )
-        session = install(place)
-        rows: list[tuple[Any, ...]] = []
-        session.capture.writer.append_step = rows.append
-        model = DDP(nn.Linear(1, 1))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        handed = []
-        for batch in loader:
-            if loader.end_on_some_rank:
-                break
-            model(batch[:, None].float()).sum().backward()
-            optimizer.step()
-            handed.append(loader.local_samples)
-        failures = dict(session.failures.first)
-        session.finish("script")
-        answer[name] = {
-            "samples": [row[10] for row in rows],
-            "handed": handed[1:],  # the first step is not a whole one
-            "mean_ms": {
-                phase: sum(row[3 + at] for row in rows[1:]) / len(rows[1:]) / 1e6
-                for at, phase in enumerate(PHASES)
-            },
-            "failures": failures,
-        }
-        del model, optimizer
-        gc.collect()
-    return answer
+    }
+    if process.is_last:
+        return {name: train(loader) for name, loader in loaders.items()}
+    return {
+        name: watch_training(process, loader, directory / f"{name}{process.rank}")
+        for name, loader in loaders.items()
+    }
 
 
 CHECKS: dict[str, Callable[[Process], Any]] = {

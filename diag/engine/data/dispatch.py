@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -117,15 +118,7 @@ class DispatchSource:
 
 
 def _by_round(steps: Iterable[Step], num_ranks: int) -> Iterator[list[Step]]:
-    """The steps of each round, which come in the order of their ranks."""
-    taken: list[Step] = []
-    for step in steps:
-        if taken and not step.rank:  # the round before this one had fewer parts
-            yield taken
-            taken = []
-        taken.append(step)
-        if len(taken) == num_ranks:
-            yield taken
-            taken = []
-    if taken:
+    """The steps of each round, which come in the order of their ranks; the last may have fewer."""
+    iterator = iter(steps)
+    while taken := list(islice(iterator, num_ranks)):
         yield taken

@@ -114,6 +114,9 @@ def rounds(draws: Iterable[Any], share: Share, skip: int = 0) -> Iterator[Round]
 
     Args:
         skip: leave out the first so many draws; what fills the last round is still the beginning.
+
+    Raises:
+        DiagError: a draw before the last one is too short to be split, and is not to be filled up.
     """
     iterator = iter(draws)
     fills = share.even and share.num_ranks > 1
@@ -123,6 +126,8 @@ def rounds(draws: Iterable[Any], share: Share, skip: int = 0) -> Iterator[Round]
         real = parts
         if fills and (share.split or following is END):
             parts = _filled(parts, beginning, share)
+        elif len(parts) < share.num_ranks and following is not END:
+            raise _too_short(parts, share)
         # What follows is filled up too; where it is not known, it failed, and so goes on.
         followers = 0 if following is END else share.num_ranks
         if not fills and isinstance(following, list):
@@ -173,6 +178,15 @@ def _filled(parts: list[Any], beginning: Sequence[Any], share: Share) -> list[An
     if len(tail) < size:
         tail = [*tail, *islice(samples, size - len(tail))]
     return [*whole, tail, *(list(islice(samples, size)) for _ in range(missing))]
+
+
+def _too_short(parts: Sequence[Any], share: Share) -> DiagError:
+    return DiagError(
+        "batch-not-divisible",
+        f"split_batches: a batch of {sum(map(len, parts))} before the last one gives only "
+        f"{len(parts)} of {share.num_ranks} ranks a part of {share.part_size}.",
+        hint="Use even_batches=True, which fills it up, or split_batches=False.",
+    )
 
 
 def _steps(
