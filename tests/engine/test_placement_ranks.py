@@ -69,6 +69,7 @@ SAME: dict[str, Any] = {
         ),
     ),
     "fsdp_buffers": [True, False],
+    "fsdp_gives_back": every([True, True, True], ("kept=False", "kept=True")),
     "fsdp_frozen_and_strided": [True, True],
     "twice": every([True, []], ("ddp", "fsdp")),
     "meta_equals_one_process": every(
@@ -146,6 +147,7 @@ def test_models_that_the_user_distributed_are_left(ranks: list[dict[str, Any]]) 
 
 REFUSALS = {
     "partly": ("partly-distributed", "blocks.1 is already distributed by DistributedDataParallel"),
+    "tensor_parallel": ("parameters-sharded", "blocks.0.up.weight, blocks.0.up.bias"),
     "with_gradients": ("gradients-before-prepare", "20 parameters have gradients of a backward"),
     "zeroed": ("accepted", ""),
     "scalar": ("scalar-parameters", "without a dimension: temperature."),

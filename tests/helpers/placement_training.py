@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -307,6 +308,32 @@ def fsdp_shards(process: Process) -> Any:
 
 
 @scenario
+def fsdp_gives_back(process: Process) -> Any:
+    """After an evaluation, and by zero_grad before a backward, the model's parameters are the
+    sharded ones: their gradients are what is cleared."""
+    results = {}
+    for kept in (False, True):
+        model = put(seeded(GPT), process, "fsdp", fsdp=FSDPOptions(reshard_after_forward=not kept))
+        held = list(model.parameters())
+        loss_of(model, share(process, tokens(4))).backward()
+        with torch.no_grad():
+            model(tokens(2))
+        same = all(p is q for p, q in zip(held, model.parameters(), strict=True))
+        model.zero_grad()
+        cleared = all(p.grad is None for p in held)
+        loss_of(model, share(process, tokens(4))).backward()
+        once = [p.grad.clone() for p in held]
+        loss = loss_of(model, share(process, tokens(4)))
+        model.zero_grad()
+        loss.backward()
+        again = all(
+            torch.equal(p.grad.to_local(), g.to_local()) for p, g in zip(held, once, strict=True)
+        )
+        results[f"kept={kept}"] = [same, cleared, again]
+    return results
+
+
+@scenario
 def fsdp_buffers(process: Process) -> Any:
     """Rank 0's at the start; then every rank's own, as the documentation says."""
     model = Normed()
@@ -369,6 +396,12 @@ def refused(process: Process) -> Any:
         model.blocks[1] = DistributedDataParallel(model.blocks[1])
         return put(model, process)
 
+    def tensor_parallel() -> nn.Module:
+        model = seeded(GPT)
+        mesh = init_device_mesh("cpu", (process.world_size,))
+        parallelize_module(model.blocks[0].up, mesh, ColwiseParallel())
+        return put(model, process)
+
     def with_gradients() -> nn.Module:
         model = seeded(GPT)
         loss_of(model, tokens(2)).backward()
@@ -398,5 +431,14 @@ def refused(process: Process) -> Any:
         model.blocks[0].requires_grad_(process.rank == 0)
         return put(model, process, "fsdp")
 
-    functions = (partly, with_gradients, zeroed, scalar, mixed, unlike, frozen_apart)
+    functions = (
+        partly,
+        tensor_parallel,
+        with_gradients,
+        zeroed,
+        scalar,
+        mixed,
+        unlike,
+        frozen_apart,
+    )
     return {function.__name__: refusal(function) for function in functions}

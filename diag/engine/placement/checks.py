@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from diag.engine.placement.shards import is_sharded
 from diag.errors import DiagError
 
 _LISTED = 5
@@ -75,6 +76,14 @@ def check_none_distributed_inside(
                 f"{name} is already distributed by {wrapper}, the model around it is not.",
                 hint="Distribute the whole model yourself, or none of it.",
             )
+    sharded = [name for name, p in model.named_parameters() if is_sharded(p)]
+    if sharded:
+        raise DiagError(
+            "parameters-sharded",
+            f"{len(sharded)} parameters are DTensors already ({listing(sharded)}), as tensor "
+            "parallelism leaves them; the engine distributes plain ones over all ranks.",
+            hint="Distribute such a model yourself, with torch's fully_shard on a mesh of its own.",
+        )
 
 
 def check_no_gradients(model: nn.Module) -> None:

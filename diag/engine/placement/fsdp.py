@@ -9,13 +9,20 @@ and torch's BatchNorm fails.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from diag.engine import torch_private, wire
 from diag.engine.options import FSDPOptions, Precision
@@ -64,6 +71,34 @@ def shard_in_place(
     _bring(model, process, meta.to_receive, seen)  # the buffers that have just been written
     for name in options.methods:
         register_fsdp_forward_method(model, name)
+    _give_back(model)
+
+
+def _give_back(model: nn.Module) -> None:
+    """Have the model hold sharded parameters whenever no backward is awaited.
+
+    torch leaves some gathered after a forward: whoever then goes through `model.parameters()`
+    meets stand-ins without gradients, and `model.zero_grad()` leaves the real ones as they are.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    zero_grad = model.zero_grad
+
+    def reshard() -> None:
+        for part in parts:
+            part.reshard()
+
+    def after_forward(*_: object) -> None:
+        if not torch.is_grad_enabled():
+            reshard()
+
+    def zero_sharded(set_to_none: bool = True) -> None:
+        reshard()  # backward gathers them again
+        zero_grad(set_to_none)
+
+    uncompiled: Any = torch.compiler.disable
+    model.register_forward_hook(uncompiled(after_forward))
+    wrapped = functools.update_wrapper(zero_sharded, zero_grad)
+    model.zero_grad = wrapped  # type: ignore[method-assign]
 
 
 def _groups(
