@@ -60,6 +60,7 @@ def run(framework: str, ranks: int, wanted: list[dict[str, str]], timeout: float
         environment = os.environ | {
             "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+            "PYTHONWARNINGS": "ignore",
         }  # fmt: skip
         processes = [
             subprocess.Popen(

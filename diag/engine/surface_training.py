@@ -1,17 +1,16 @@
-"""Engine's members of the training loop: backward, accumulation, clipping, precision."""
+"""Engine's members of the training loop: accumulation, backward, uneven ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diag.engine import gradients, losses, precision, torch_private, uneven
+from diag.engine import losses, precision, torch_private, uneven
 from diag.engine.accumulation import Window
 from diag.engine.checkpoint import Stateful
 from diag.engine.logs import get_logger
@@ -20,13 +19,14 @@ from diag.engine.optimizer import StepGate, gate_of
 from diag.engine.options import DataOptions, Precision
 from diag.engine.placement import ddp_of
 from diag.engine.process import Process
+from diag.engine.surface_gradients import GradientSurface
 from diag.errors import DiagError, UsageError
 
 _logger = get_logger(__name__)
 
 
-class TrainingSurface:
-    """See `diag.engine.accumulation`, `losses`, `gradients`, `precision`."""
+class TrainingSurface(GradientSurface):
+    """See `diag.engine.accumulation`, `losses`, `uneven`."""
 
     process: Process
     data_options: DataOptions
@@ -86,11 +86,6 @@ class TrainingSurface:
             window.steps = steps
 
     @property
-    def mixed_precision(self) -> Precision:
-        """ "no", "bf16" or "fp16"."""
-        return self._precision
-
-    @property
     def strategy(self) -> str:
         """ "ddp", "fsdp", "none" in a single process, or "auto" before the first model came."""
         return self._models.strategy
@@ -99,11 +94,6 @@ class TrainingSurface:
     def why_strategy(self) -> str:
         """What "auto" went by; "" if it did not choose."""
         return self._models.why
-
-    @property
-    def scaler(self) -> GradScaler | None:
-        """torch's loss scale; None without "fp16"."""
-        return self._scale.scaler if self._scale is not None else None
 
     @property
     def completed_steps(self) -> int:
@@ -219,6 +209,8 @@ class TrainingSurface:
         self._check_parameters()  # now: in the midst of a step FSDP holds other ones
 
     def _weigh(self, loss: Tensor, num_items: Tensor | float | None) -> Tensor:
+        if self._window.settled and self._window.correction != 1:
+            self._check_tail()
         if num_items is None:
             return losses.weigh_mean(loss, self._window, self.active_loader, self.process)
         if self._joining:
@@ -230,6 +222,18 @@ class TrainingSurface:
             )
         careful = self._scale is not None
         return losses.weigh_sum(loss, num_items, self._window, self.process, careful)
+
+    def _check_tail(self) -> None:
+        # A first backward has given the window its final scale. What FSDP keeps aside of the
+        # other models until their own backward has not got it.
+        if self.strategy == "fsdp" and len(self._window_models) > 1:
+            raise DiagError(
+                "tail-in-two-backwards",
+                f"A loader without a known length ended {self._window.held} micro-batches into a "
+                f"window of {self._window.planned} that {len(self._window_models)} sharded models "
+                "share, and they have a backward each: it cannot be weighed any more.",
+                "Give each model its own `with engine.accumulate(model)`, or the dataset a length.",
+            )
 
     def _check_parameters(self) -> None:
         """Say once which optimizers hold parameters that nobody synchronizes."""
@@ -246,62 +250,7 @@ class TrainingSurface:
                     "each rank and the ranks drift apart. Put them into a model and prepare it."
                 )
 
-    # -- gradients ----------------------------------------------------------------------
-
-    def unscale_gradients(self, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> None:
-        """Divide gradients by the loss scale, once between two steps; without "fp16" nothing happens.
-
-        Args:
-            optimizer: one or several; None: all that were prepared.
-        """
-        if self._scale is None:
-            return
-        if isinstance(optimizer, Optimizer):
-            optimizer = [optimizer]
-        for one in self._optimizers if optimizer is None else optimizer:
-            self._scale.unscale(one)
-
-    def clip_grad_norm_(
-        self, parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0
-    ) -> Tensor:
-        """Scale the gradients of all ranks so that their norm is at most `max_norm`.
-
-        In the middle of an accumulation window nothing is scaled.
-
-        Returns:
-            The norm before, over all shards; in the middle of a window this rank's so far.
-        """
-        given = self._unscaled(parameters)
-        if not self.sync_gradients:
-            return gradients.local_norm(given, norm_type)
-        return gradients.clip_norm_(given, max_norm, norm_type)
-
-    def clip_grad_value_(self, parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
-        """Bring every element of the gradients into [-clip_value, clip_value].
-
-        In the middle of an accumulation window nothing is changed.
-        """
-        given = self._unscaled(parameters)
-        if self.sync_gradients:
-            gradients.clip_value_(given, clip_value)
-
-    def _unscaled(self, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-        """The parameters; once their gradients are whole, without the loss scale."""
-        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        if self._scale is not None and self.sync_gradients:
-            asked = {id(p) for p in given}
-            for optimizer in self._optimizers:
-                if any(id(p) in asked for g in optimizer.param_groups for p in g["params"]):
-                    self._scale.unscale(optimizer)
-        return given
-
-    # -- precision, uneven inputs -------------------------------------------------------
-
-    def autocast(
-        self, enabled: bool = True, cache_enabled: bool | None = None
-    ) -> AbstractContextManager[Any]:
-        """torch.autocast for the engine's precision: for losses and methods other than forward."""
-        return precision.autocast(self._precision, self.process.device, enabled, cache_enabled)
+    # -- uneven inputs -------------------------------------------------------------------
 
     @contextmanager
     def join_uneven_inputs(

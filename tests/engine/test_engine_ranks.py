@@ -98,8 +98,16 @@ def test_norms_are_over_all_shards(both: list[dict[str, Any]]) -> None:
 
 
 def test_models_that_take_turns_have_windows_of_their_own(two: list[dict[str, Any]]) -> None:
-    assert len(two[0]["adversaries"]) == 4
-    assert 0 < max(two[0]["adversaries"].values()) <= EXACT
+    taking_turns = [f"{strategy} {index}" for strategy in STRATEGIES for index in (0, 1)]
+    assert 0 < max(two[0]["adversaries"][name] for name in taking_turns) <= EXACT
+
+
+def test_a_tail_that_cannot_be_weighed_is_refused(two: list[dict[str, Any]]) -> None:
+    for found in two:
+        assert found["adversaries"]["ddp in one window"][0] == "accepted"
+        slug, what = found["adversaries"]["fsdp in one window"]
+        assert slug == "tail-in-two-backwards"
+        assert "1 micro-batches into a window of 2 that 2 sharded models share" in what
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -29,6 +29,7 @@ from helpers.engine_training import (
     Case,
     Net,
     Sequences,
+    Stream,
     alone,
     deviation,
     loss_of,
@@ -269,7 +270,19 @@ def adversaries(_: Path) -> dict[str, Any]:
             weights = engine.get_state_dict(model)
             expected = dict(truth[index].state_dict())
             found[f"{strategy} {index}"] = deviation(weights, expected) if weights else 0.0
+        found[f"{strategy} in one window"] = refusal(lambda e=engine: in_one_window(e))  # type: ignore[misc]
     return found
+
+
+def in_one_window(engine: Engine) -> None:
+    """Two models in one window, a backward each, and a tail that nobody knew of."""
+    models: list[nn.Module] = [Net(seed) for seed in (3, 4)]
+    loader = DataLoader(Stream(3 * GLOBAL_BATCH), GLOBAL_BATCH // engine.num_processes)
+    *models, loader = engine.prepare(*models, loader)
+    for batch in loader:
+        with engine.accumulate(*models):
+            for model in models:
+                engine.backward(loss_of(model, batch, by_items=False))
 
 
 @scenario
