@@ -23,13 +23,11 @@ class Loader(Protocol):
     """What is asked of the loader whose batch is being evaluated.
 
     Attributes:
-        end_of_loader: its last batch is out.
-        remainder: samples of the last global batch that are no repetition; -1 if unknown or full.
+        remainder: samples of the global batch last given that repeat no others, if some do; else
+            -1. Mostly the last one's; but each worker of an iterable dataset has its own last one.
         local_samples: samples in this rank's batch, repeated ones included; None if unknown.
     """
 
-    @property
-    def end_of_loader(self) -> bool: ...
     @property
     def remainder(self) -> int: ...
     @property
@@ -100,7 +98,7 @@ def _alone(value: Any) -> Any:
 def _agree(process: Process, leaves: Sequence[Leaf], loader: Loader | None) -> Agreed:
     remainder, samples = -1, None
     if loader is not None:
-        remainder = loader.remainder if loader.end_of_loader else -1
+        remainder = loader.remainder
         samples = loader.local_samples
     return agree(
         process,

@@ -106,7 +106,6 @@ SAME: dict[str, Any] = {
     },
     "metrics_padded_tail": {
         "tail": [6, 7, 8, 9, 10],
-        "not_the_end": [6, 7, 8, 9, 10, 0],
         "no_loader": [6, 7, 8, 9, 10, 0],
         "full": [6, 7, 8, 9, 10, 0],
         "unknown_size": [6, 7, 8, 9, 10],

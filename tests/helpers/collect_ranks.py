@@ -56,8 +56,8 @@ def refusal(function: Callable[[], Any]) -> list[str]:
     return ["accepted", ""]
 
 
-def loader(end: bool, remainder: int, samples: int | None) -> Any:
-    return SimpleNamespace(end_of_loader=end, remainder=remainder, local_samples=samples)
+def loader(remainder: int, samples: int | None) -> Any:
+    return SimpleNamespace(remainder=remainder, local_samples=samples)
 
 
 # --- gather, reduce, broadcast, pad
@@ -211,14 +211,12 @@ def padded_batch(rank: int) -> torch.Tensor:
 
 @scenario
 def metrics_padded_tail(process: Process, _: Path) -> Any:
-    batch, last = padded_batch(process.rank), loader(True, 5, 2)
-    inner = loader(False, 5, 2)
+    batch, last = padded_batch(process.rank), loader(5, 2)
     return {
         "tail": collect.gather_for_metrics(process, batch, last).tolist(),
-        "not_the_end": collect.gather_for_metrics(process, batch, inner).tolist(),
         "no_loader": collect.gather_for_metrics(process, batch, None).tolist(),
-        "full": collect.gather_for_metrics(process, batch, loader(True, -1, 2)).tolist(),
-        "unknown_size": collect.gather_for_metrics(process, batch, loader(True, 5, None)).tolist(),
+        "full": collect.gather_for_metrics(process, batch, loader(-1, 2)).tolist(),
+        "unknown_size": collect.gather_for_metrics(process, batch, loader(5, None)).tolist(),
         "rows": list(collect.gather_for_metrics(process, batch[:, None].expand(2, 7), last).shape),
     }
 
@@ -231,16 +229,16 @@ def metrics_scalars(process: Process, _: Path) -> Any:
     logging.getLogger("diag.engine.metrics").addHandler(handler)
     value = torch.tensor([2.0, 4.0, 6.0][process.rank])
     kept = {
-        str(real): collect.gather_for_metrics(process, value, loader(True, real, 2)).tolist()
+        str(real): collect.gather_for_metrics(process, value, loader(real, 2)).tolist()
         for real in (2, 4, 6, -1)
     }
     quiet = told.getvalue()
     partial = [
-        collect.gather_for_metrics(process, {"loss": value}, loader(True, 3, 2))["loss"].tolist()
+        collect.gather_for_metrics(process, {"loss": value}, loader(3, 2))["loss"].tolist()
         for _ in "ab"
     ]
-    matrix = collect.gather_for_metrics(process, torch.eye(3), loader(True, 4, 2))
-    unknown = collect.gather_for_metrics(process, value, loader(True, 2, None))
+    matrix = collect.gather_for_metrics(process, torch.eye(3), loader(4, 2))
+    unknown = collect.gather_for_metrics(process, value, loader(2, None))
     logging.getLogger("diag.engine.metrics").removeHandler(handler)
     return [kept, quiet, partial, told.getvalue(), list(matrix.shape), unknown.tolist()]
 
@@ -251,14 +249,14 @@ def metrics_uneven(process: Process, _: Path) -> Any:
     own = padded_batch(process.rank)[: 2 if process.rank < 2 else 1]
     none = torch.empty(0, 4) if process.rank == 1 else torch.full((2, 4), float(process.rank))
     return [
-        collect.gather_for_metrics(process, own, loader(True, -1, len(own))).tolist(),
+        collect.gather_for_metrics(process, own, loader(-1, len(own))).tolist(),
         collect.gather_for_metrics(process, none, None)[:, 0].tolist(),
     ]
 
 
 @scenario
 def metrics_objects(process: Process, _: Path) -> Any:
-    r, last = process.rank, loader(True, 5, 2)
+    r, last = process.rank, loader(5, 2)
     batch = padded_batch(r)
     words = [f"w{index}" for index in batch.tolist()]
     ragged = [torch.full((index,), r) for index in (1, r)]
