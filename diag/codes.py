@@ -77,4 +77,23 @@ _CHECKS = (
     Code("trace-permission", "check", "Can a hung rank be looked into?", "warn"),
 )
 
-CATALOGUE: dict[str, Code] = {c.code: c for c in (*_SPEED, *_CHECKS)}
+# `diag hang` and the watcher of a run. Proven: the run is ended at once; suspected: it may only be
+# slow, and is left alone until --hang-timeout.
+_HANGS = (
+    Code("hang-dead-rank", "hang", "A rank is gone, and others wait for it", "proven"),
+    Code("hang-missing-rank", "hang", "A rank does not come, it is busy elsewhere", "suspected"),
+    Code("hang-mismatched-collective", "hang", "Ranks are in different collectives", "proven"),
+    Code("hang-uneven-inputs", "hang", "A rank had fewer batches than the others", "proven"),
+    Code("hang-stopped-rank", "hang", "A rank's process is stopped", "suspected"),
+    Code(
+        "hang-native-stuck",
+        "hang",
+        "A rank is stuck in native code, the kernel or its GPU",
+        "suspected",
+    ),
+    Code(
+        "hang-network", "hang", "All ranks entered a collective that does not complete", "suspected"
+    ),
+)
+
+CATALOGUE: dict[str, Code] = {c.code: c for c in (*_SPEED, *_CHECKS, *_HANGS)}

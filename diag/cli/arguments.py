@@ -228,3 +228,21 @@ def doctor(
             runs_dir=runs_dir,
         )
     )
+
+
+def hang(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN", help="A run's name or path; default: the newest with a hang."
+        ),
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option(metavar="N", help="This hang of the run; default: all.")
+    ] = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> int:
+    from diag.cli import hang as command
+
+    return command.hang(command.Options(run=run, runs_dir=runs_dir, number=number, as_json=as_json))

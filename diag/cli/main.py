@@ -23,7 +23,7 @@ from diag.cli.text import format_error
 from diag.errors import DiagError, ExitCode
 
 # Each is a module of diag.cli, whose docstring is the help, and a signature in diag.cli.arguments.
-COMMANDS = ("run", "scaling-report", "runs", "doctor")
+COMMANDS = ("run", "scaling-report", "hang", "runs", "doctor")
 
 
 class Commands(TyperGroup):
