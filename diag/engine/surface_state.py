@@ -142,6 +142,6 @@ class StateSurface:
             self._trackers.log(values, step, log_kwargs)
 
     def end_training(self) -> None:
-        """Close the trackers and wait for all ranks; the process group is left to its owner."""
+        """Close the trackers; the process group is left to its owner."""
         if self._trackers is not None:
             self._trackers.finish()
