@@ -39,12 +39,12 @@ def calls(*ops: tuple[str, int] | Collective) -> tuple[Collective, ...]:
 
 def group(
     *ops: tuple[str, int] | Collective,
-    ranks: Sequence[int] = (0, 1, 2),
+    ranks: Sequence[int] = (),
     inside: bool = False,
     name: str = "0",
     source: Any = "probes",
 ) -> GroupProgress:
-    """inside: still in the last one, and blocked on it."""
+    """ranks: all, unless given. inside: still in the last one, and blocked on it."""
     recent = calls(*ops)
     blocked = inside and source == "probes"
     return GroupProgress(
@@ -100,7 +100,10 @@ def evidence(
     **details: Any,
 ) -> HangEvidence:
     """Two readings, the same unless `first` is given."""
-    taken = (Reading(SECOND, tuple(first or ranks)), Reading(2 * SECOND, ranks))
+    taken = tuple(
+        Reading(at * SECOND, tuple(_with_members(one, tuple(r.rank for r in ranks)) for one in of))
+        for at, of in ((1, first or ranks), (2, ranks))
+    )
     given: dict[str, Any] = {
         "run": "run",
         "world_size": len(ranks),
@@ -112,6 +115,10 @@ def evidence(
     return HangEvidence(
         readings=taken[2 - readings :], flagged=dict(flagged or {}), **(given | details)
     )
+
+
+def _with_members(one: RankEvidence, members: tuple[int, ...]) -> RankEvidence:
+    return replace(one, groups=tuple(replace(g, ranks=g.ranks or members) for g in one.groups))
 
 
 def worker(pid: int, *frames: tuple[str, int, str], state: Any = "sleeping") -> ChildProcess:
