@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -43,6 +43,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 # What was put in its place here, under any strategy.
 _placed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# What `set_gradient_sync` last asked of FSDP, which walks all modules to be told.
+_asked: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def is_placed(model: nn.Module) -> bool:
@@ -102,8 +104,13 @@ def set_gradient_sync(model: nn.Module, on: bool) -> None:
     ddp = ddp_of(model)
     if ddp is not None:
         ddp.require_backward_grad_sync = on
-    elif callable(switch := getattr(model, "set_requires_gradient_sync", None)):
+    elif model not in _placed or _asked.get(model, True) != on:
+        switch: Any = getattr(model, "set_requires_gradient_sync", _nothing_to_switch)
         switch(on)
+        _asked[model] = on
+
+
+def _nothing_to_switch(on: bool) -> None: ...
 
 
 def _distributed_by(module: nn.Module) -> str:
