@@ -12,6 +12,8 @@ from diag.reports.hang.scene import Scene
 from diag.reports.hang.stacks import failure_place
 from diag.reports.hang.words import at, collective_words, first_line, who
 
+_MOST_LINES = 12  # sentences about ranks
+
 
 def told(scene: Scene, found: Accusation) -> Iterator[str]:
     """The culprits' sentences first."""
@@ -25,8 +27,12 @@ def _ranks(scene: Scene, ranks: frozenset[int]) -> Iterator[str]:
     alike: dict[str, list[int]] = {}
     for rank in sorted(ranks):
         alike.setdefault(_line(scene, rank), []).append(rank)
-    for words in sorted(alike, key=lambda w: (-len(alike[w]), w)):
+    told = sorted(alike, key=lambda w: (-len(alike[w]), w))
+    for words in told[:_MOST_LINES]:
         yield f"{who(alike[words])}: {words}"
+    rest = [rank for words in told[_MOST_LINES:] for rank in alike[words]]
+    if rest:
+        yield f"{who(rest)}: see evidence.json"
 
 
 def _line(scene: Scene, rank: int) -> str:
@@ -51,8 +57,10 @@ def _doing(scene: Scene, number: int) -> str:
         return f"in {collective_words(scene.pending(number))}{at(place)}{whom}{stopped}"
     doing = doing_of(scene, number)
     if doing.kind == "unknown":
-        return f"{at(doing.place).strip()}" if doing.place else _phase(rank.phase)
-    return f"{doing.words}{at(doing.place)}"
+        if number in scene.unread:
+            return "nothing is known of its progress"
+        return at(doing.place).strip() or _phase(rank.phase)
+    return doing.sentence
 
 
 def _phase(phase: str) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 from diag.record.evidence import ChildProcess, Frame, RankEvidence, Thread
 from diag.reports.hang.model import Place
 from diag.reports.hang.stacks import is_users, main_thread, most_common, place_of, user_place
+from diag.reports.hang.words import at
 
 Kind = Literal[
     "stopped", "native", "kernel", "device", "loader", "sleep", "lock", "read", "network", "child",
@@ -38,11 +39,23 @@ _INTERPRETER = re.compile(
 
 @dataclass(frozen=True)
 class Activity:
-    """What, in words that follow "rank 3 ": "sleeps", "reads from a file or pipe"."""
+    """What, in words that follow "rank 3 ": "sleeps", "computes".
+
+    Attributes:
+        place: the line to look at: the rank's own, or its loader worker's.
+        caller: the rank's own line, where `place` is another process's.
+    """
 
     kind: Kind
     words: str
     place: Place | None
+    caller: Place | None = None
+
+    @property
+    def sentence(self) -> str:
+        """ "sleeps at train.py:88 in main"."""
+        lead, colon, rest = self.words.partition(": ")
+        return f"{lead}{at(self.caller or self.place)}{colon}{rest}"
 
 
 def activity(
@@ -101,7 +114,7 @@ def _by_thread(now: RankEvidence, place: Place | None) -> Activity:
     if any(_LOADER_FILE.search(f.file) and f.function in _LOADER_WAITS for f in frames):
         stuck = [found for child in now.children if (found := worker_place(child)) is not None]
         words = f"waits for its loader{_workers(now.children)}"
-        return Activity("loader", words, most_common(stuck) or place)
+        return Activity("loader", words, most_common(stuck) or place, place)
     if any(_DEVICE.search(frame.function) for frame in below):
         return Activity("device", "waits for its GPU, which does not finish", place)
     kind = _kind(now, below)
@@ -154,7 +167,7 @@ def _worker(child: ChildProcess) -> str:
     if child.state in ("zombie", "gone", "stopped"):
         return f"worker {child.pid} is {'stopped' if child.state == 'stopped' else 'dead'}"
     place = worker_place(child)
-    return f"worker {child.pid} is at {place.file.rsplit('/', 1)[-1]}:{place.line}" if place else ""
+    return f"worker {child.pid} is{at(place)}" if place is not None else ""
 
 
 def worker_place(child: ChildProcess) -> Place | None:

@@ -12,7 +12,7 @@ from diag.reports.hang.signatures import is_point_to_point
 _P2P_GROUP = "/p2p"  # numbers in such a group count a rank's own calls and match nobody's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupView:
     """A group through one source ("flight" or "probes": their numbers are not the same).
 

@@ -35,7 +35,8 @@ def one_line(verdict: Verdict) -> str:
 
 def _headline(verdict: Verdict, colour: bool, width: int) -> list[str]:
     if verdict.code is None:
-        style, text = "none", f"{verdict.run}: no hang is seen"
+        pause = f", but a pause ({verdict.pause})" if verdict.pause else " is seen"
+        style, text = "none", f"{verdict.run}: no hang{pause}"
     else:
         style = "proven" if verdict.proven else "suspected"
         text = f"{verdict.run}: {verdict.code}, {style}: {CATALOGUE[verdict.code].title}"

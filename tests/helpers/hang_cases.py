@@ -92,7 +92,7 @@ DEAD = [
             gone(1, group(*FIVE), exit_code=1, failure=error("ValueError", "bad batch")),
             gone(2, group(*SIX), exit_code=-15),
         ),
-        "hang-dead-rank", (1,), 77,
+        "hang-dead-rank", (1,), 77, True,
     ),
     Case(
         "the earliest of two errors",
@@ -124,7 +124,12 @@ DEAD = [
             gone(1, group(*SIX), exit_code=-9),
             gone(2, group(*SIX), exit_code=1, failure=ECHO),
         ),
-        "hang-dead-rank", (1,), 41,
+        "hang-dead-rank", (1,), 41, True,
+    ),
+    Case(
+        "SIGTERM to one rank only",
+        among_two(gone(1, group(*FIVE), exit_code=-15)),
+        "hang-dead-rank", (1,), 41, True,
     ),
     Case(
         "out of memory",
@@ -152,7 +157,7 @@ DEAD = [
             gone(0, group(*SIX), exit_code=1, failure=ECHO),
             gone(1, group(*FIVE), exit_code=1, ended="script"),
         ),
-        "hang-dead-rank", (1,), 41,
+        "hang-dead-rank", (1,), 41, True,
     ),
     Case(
         "an early return: the loader had more",
@@ -536,6 +541,17 @@ MISSING = [
             flagged={1: "checkpoint"},
         ),
         "hang-missing-rank", (2,), 88,
+    ),
+    Case(
+        "a probe missed a call on rank 2: its numbers are shifted, the flight recorders agree",
+        evidence(
+            with_flight(inside(0, *FIVE, ("reduce", 43), LOOP), *FIVE, ("reduce", 43), LOOP,
+                        blocked=True),
+            with_flight(rank(1, group(*FIVE, ("reduce", 43)), threads=main((TRAIN, 88, "f"))),
+                        *FIVE, ("reduce", 43), blocked=False),
+            with_flight(inside(2, *FIVE, LOOP), *FIVE, ("reduce", 43), LOOP, blocked=True),
+        ),
+        "hang-missing-rank", (1,), 88,
     ),
     Case(
         "DDP's wait seen only by the flight recorder: NCCL waits on the device",

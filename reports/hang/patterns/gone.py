@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection
 
 from diag.record.evidence import RankEvidence
 from diag.reports.hang.model import Accusation
-from diag.reports.hang.patterns.victims import echoing, victims
+from diag.reports.hang.patterns.victims import certain, echoing, suffering, victims
 from diag.reports.hang.scene import Scene
 from diag.reports.hang.signatures import kind
 from diag.reports.hang.stacks import most_common, place_of
 from diag.reports.hang.uneven import UNEVEN_HINT
 from diag.reports.hang.views import collective
-from diag.reports.hang.words import at, signal_words, verb, wait_words, who
+from diag.reports.hang.words import at, signal_words, verb, who
 
 _OOM_HINT = (
     "the machine or the container ran out of memory: smaller batches, fewer loader workers, "
     "or a higher limit"
 )
 _SIGNAL_HINTS = {
-    "SIGKILL": "diag did not send it: look for `Out of memory` in dmesg, and for the limits of the "
+    "SIGKILL": "not sent by diag: look for `Out of memory` in dmesg, and for the limits of the "
     "container or of the job",
     "SIGBUS": "often a full /dev/shm: give the container more (--shm-size), or use fewer loader "
     "workers",
@@ -47,14 +48,17 @@ def gone(scene: Scene) -> Accusation | None:
 
 def _accused(scene: Scene) -> frozenset[int]:
     ended = frozenset(rank for rank in scene.ranks if scene.is_gone(rank))
-    return ended - echoing(scene)
+    by_itself = ended - echoing(scene)
+    # A lone SIGTERM is not the launcher's: that follows a failure.
+    told_to_end = {r for r in ended if scene.ranks[r].failure is None}
+    return by_itself or frozenset(told_to_end)
 
 
 def _first_kind(scene: Scene, found: Collection[int]) -> frozenset[int]:
     """Ends that need no other cause: left early, then killed."""
     left = frozenset(rank for rank in found if not _is_killed(scene.ranks[rank]))
-    suffering = scene.blocked or echoing(scene)
-    return left if left and suffering else frozenset(found) - left or left
+    needed = scene.blocked or echoing(scene)
+    return left if left and needed else frozenset(found) - left or left
 
 
 def _is_killed(rank: RankEvidence) -> bool:
@@ -69,11 +73,10 @@ def _accusation(scene: Scene, culprits: tuple[int, ...], waiting: tuple[int, ...
     pending = scene.pending_of(waiting)
     uneven = all(_ran_out(scene, rank, waiting) for rank in culprits)
     place = most_common(place_of(scene.ranks[rank]) for rank in culprits)
-    where = most_common(scene.place_in_collective(r) for r in waiting if r in scene.blocked)
     ends = sorted({how_it_ended(scene.ranks[rank]) for rank in culprits})
     batches = f": {_batches(scene, culprits)}" if uneven else ""
     last = f", last seen{at(place)}" if place is not None else ""
-    why = f"{who(culprits)} {' or '.join(ends)}{batches}{last}{wait_words(waiting, pending, where)}"
+    why = f"{who(culprits)} {' or '.join(ends)}{batches}{last}{suffering(scene, waiting)}"
     return Accusation(
         code="hang-uneven-inputs" if uneven else "hang-dead-rank",
         culprits=culprits,
@@ -82,7 +85,7 @@ def _accusation(scene: Scene, culprits: tuple[int, ...], waiting: tuple[int, ...
         location=place,
         why=why,
         hint=UNEVEN_HINT if uneven else _hint(scene.ranks[culprits[0]], ends),
-        provable=scene.keep_waiting(frozenset(culprits)),
+        provable=certain(scene, culprits),
     )
 
 
@@ -98,7 +101,8 @@ def how_it_ended(rank: RankEvidence) -> str:
     if rank.oom_killed:
         return "was killed by the kernel for want of memory"
     if code is not None and code < 0:
-        return f"was killed by {signal_words(code)}"
+        ended = "ended" if code == -signal.SIGTERM else "killed"
+        return f"was {ended} by {signal_words(code)}"
     if code:
         return f"exited with code {code}"
     if rank.ended in ("script", "max-steps") or code == 0:

@@ -41,12 +41,25 @@ class Mismatch:
 
 
 def mismatches(scene: Scene) -> list[Mismatch]:
-    """Per group the earliest number, still under way somewhere, on which its ranks disagree."""
-    found = (next(_in_group(view, scene), None) for view in scene.views)
-    return [mismatch for mismatch in found if mismatch is not None]
+    """Per group the earliest number, still under way somewhere, on which its ranks disagree.
+
+    Where the flight recorders of all members agree they are believed: a probe that failed on one
+    rank shifts its numbers.
+    """
+    found = {view: next(_in_group(view), None) for view in scene.views}
+    agreed = {
+        view.members
+        for view, mismatch in found.items()
+        if view.source == "flight" and view.complete and mismatch is None
+    }
+    return [
+        mismatch
+        for view, mismatch in found.items()
+        if mismatch is not None and (view.source == "flight" or view.members not in agreed)
+    ]
 
 
-def _in_group(view: GroupView, scene: Scene) -> Iterator[Mismatch]:
+def _in_group(view: GroupView) -> Iterator[Mismatch]:
     for seq in view.seqs():
         entered = view.at(seq)
         if all(view.progress[rank].completed > seq for rank in entered):

@@ -6,10 +6,10 @@ from diag.record.evidence import Failure
 from diag.reports.hang.echoes import is_echo, is_from_collective
 from diag.reports.hang.model import Accusation
 from diag.reports.hang.patterns.mismatch import mismatches
-from diag.reports.hang.patterns.victims import victims
+from diag.reports.hang.patterns.victims import certain, suffering, victims
 from diag.reports.hang.scene import Scene
 from diag.reports.hang.stacks import failure_place, most_common, place_of
-from diag.reports.hang.words import at, first_line, verb, wait_words, who
+from diag.reports.hang.words import at, first_line, verb, who
 
 
 def raised(scene: Scene) -> Accusation | None:
@@ -24,7 +24,6 @@ def raised(scene: Scene) -> Accusation | None:
     place = most_common(failure_place(scene.ranks[r]) or place_of(scene.ranks[r]) for r in culprits)
     waiting = victims(scene, culprits)
     pending = scene.pending_of(waiting)
-    where = most_common(scene.place_in_collective(rank) for rank in waiting)
     message = first_line(first.message)
     what = f"{first.type}: {message}" if message else first.type
     gone = any(scene.is_gone(rank) for rank in culprits)
@@ -34,10 +33,10 @@ def raised(scene: Scene) -> Accusation | None:
         waiting=waiting,
         pending=pending,
         location=place,
-        why=f"{who(culprits)} failed{at(place)}: {what}{wait_words(waiting, pending, where)}",
+        why=f"{who(culprits)} failed{at(place)}: {what}{suffering(scene, waiting)}",
         hint=f"mend the error that {verb(culprits, 'this rank', 'these ranks')} raised; what "
         "other ranks report about closed connections only follows from it",
-        provable=gone and scene.keep_waiting(frozenset(culprits)),
+        provable=gone and certain(scene, culprits),
     )
 
 

@@ -11,7 +11,7 @@ from diag.reports.hang.activity import Activity, activity
 from diag.reports.hang.model import Accusation
 from diag.reports.hang.scene import Scene
 from diag.reports.hang.stacks import most_common
-from diag.reports.hang.words import at, verb, wait_words, who
+from diag.reports.hang.words import verb, wait_words, who
 
 _HINTS = {
     "stopped": "let it go on with `kill -CONT PID`; find who stopped it: a debugger, a job "
@@ -32,6 +32,7 @@ _HINTS = {
     "--hang-timeout",
     "unknown": "look at this line: it is where this rank differs from the others",
 }
+_NO_LINE = "look whether it is still alive, and at its log"
 _CODES = {"stopped": "hang-stopped-rank", "native": "hang-native-stuck",
           "kernel": "hang-native-stuck", "device": "hang-native-stuck"}  # fmt: skip
 
@@ -71,7 +72,7 @@ def _accuse(scene: Scene, culprits: Collection[int]) -> Accusation:
         pending=pending,
         location=place,
         why=f"{_told(scene, doing)}{wait_words(waiting, pending, where)}",
-        hint=_HINTS[kind],
+        hint=_HINTS[kind] if place is not None else _NO_LINE,
     )
 
 
@@ -86,14 +87,14 @@ def _told(scene: Scene, doing: dict[int, Activity]) -> str:
     """ "rank 3 sleeps at train.py:88 in main; rank 4 computes at …"."""
     grouped: dict[str, list[int]] = {}
     for rank, one in doing.items():
-        grouped.setdefault(f"{one.words}{at(one.place)}", []).append(rank)
+        grouped.setdefault(one.sentence, []).append(rank)
     return "; ".join(_said(scene, words, grouped[words]) for words in sorted(grouped))
 
 
 def _said(scene: Scene, words: str, ranks: list[int]) -> str:
     if words == "is":
-        partly = " (it could not be read)" if set(ranks) <= scene.unread else ""
-        return f"{who(ranks)} {verb(ranks, 'does', 'do')} not come{partly}"
+        unread = ", and could not be read" if set(ranks) <= scene.unread else ""
+        return f"{who(ranks)} {verb(ranks, 'does', 'do')} not come{unread}"
     return f"{who(ranks)} {words}" if len(ranks) == 1 else f"{who(ranks)} each {words}"
 
 
