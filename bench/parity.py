@@ -7,6 +7,10 @@ Engine; beside it Accelerate, where it runs. Each number is the largest relative
 ‖w − w₁‖ / ‖w₁‖ of any tensor after two epochs. Targets: float64 at most 1e-10; float32 and bf16 at
 most 3 times what one process deviates by when it cuts its batches into the same N chunks; and no
 case that Accelerate gets right and the Engine does not. Exits 1 on a miss.
+
+One process can divide each chunk's loss beforehand or, as ranks do, the gradients afterwards.
+Beforehand, with N not a power of two, the values it rounds to bf16 are those of the whole batch
+and its errors are no independent ones: the larger of the two deviations is the measure.
 """
 
 from __future__ import annotations

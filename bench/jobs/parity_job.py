@@ -2,9 +2,9 @@
 
     python parity_job.py FRAMEWORK CASES.json RESULT.json
 
-Rank 0 also trains each case in one process, by hand: once as it is, and once with every batch
-cut into N chunks, whose gradients are added up. The first is the truth, the second shows how far
-rounding alone may lead away from it.
+Rank 0 also trains each case in one process, by hand: as it is, and with every batch cut into N
+chunks whose gradients are added up. The first is the truth, the second shows how far rounding
+alone leads away from it.
 """
 
 from __future__ import annotations
@@ -139,11 +139,17 @@ def num_tokens(batch: dict[str, Tensor]) -> Tensor:
 # -- one process, by hand -------------------------------------------------------------------
 
 
-def alone(case: Case, ranks: int, chunks: int) -> dict[str, Tensor]:
-    """The weights one process trains, each batch in `chunks` parts."""
+def alone(case: Case, ranks: int, chunks: int, divide_after: bool = False) -> dict[str, Tensor]:
+    """The weights one process trains, each batch in `chunks` parts.
+
+    Args:
+        divide_after: each part's loss is its own mean (or sum) and the gradients are divided
+            once they are added up, as between ranks; else the losses are divided beforehand.
+    """
     model, optimizer, scheduler = make(case)
     data = Sequences(case.samples(ranks), case.by_tokens)
     half = case.precision == "bf16"
+    factor = chunks if divide_after else 1
     for _ in range(EPOCHS):
         for window in windows(DataLoader(data, GLOBAL_BATCH), case.accumulate):
             items = int(sum(num_tokens(batch) for batch in window))
@@ -151,14 +157,19 @@ def alone(case: Case, ranks: int, chunks: int) -> dict[str, Tensor]:
                 for part, share in parts(batch, chunks):
                     with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
                         logits = model(part["x"])
-                    reduction = "sum" if case.by_tokens else "mean"
                     loss = F.cross_entropy(
                         logits.to(torch.float32 if half else logits.dtype).flatten(0, 1),
                         part["y"].flatten(),
-                        reduction=reduction,
+                        reduction="sum" if case.by_tokens else "mean",
                     )
-                    weight = 1 / items if case.by_tokens else share / len(window)
-                    (loss * weight).backward()
+                    if not case.by_tokens:
+                        loss = loss * (share * factor / len(window))
+                    elif not divide_after:
+                        loss = loss / items
+                    loss.backward()
+            if divide_after:
+                for p in model.parameters():
+                    p.grad /= items if case.by_tokens else factor
             if case.cell == "clipping":
                 nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
             optimizer.step()
@@ -295,7 +306,10 @@ def measure(case: Case, framework: str, ranks: int, rank: int) -> dict[str, Any]
     if rank == 0:
         truth = alone(case, ranks, chunks=1)
         row["deviation"] = deviation(weights, truth)
-        row["chunked"] = deviation(alone(case, ranks, chunks=ranks), truth)
+        row["chunked"] = max(
+            deviation(alone(case, ranks, chunks=ranks, divide_after=after), truth)
+            for after in (False, True)
+        )
     return row
 
 

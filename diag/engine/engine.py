@@ -263,6 +263,7 @@ class Engine(TrainingSurface, DataSurface, CollectSurface, ProcessSurface, State
         for kept in (self._optimizers, self._schedulers, self._loaders, self._registered):
             kept.clear()
         self._models.clear()
+        self._steps_before = 0
         self._forget_windows()
         nothing = [None] * len(objects)
         del objects

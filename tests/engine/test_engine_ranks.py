@@ -43,6 +43,13 @@ def test_weights_are_those_of_one_process(
     assert 0 < found[0]["exactness"][f"{name}, {strategy}"] <= EXACT
 
 
+def test_fsdp_rounds_to_bf16_where_autocast_does(two: list[dict[str, Any]]) -> None:
+    # Gathering norms and embeddings in 16 bit too would lead as far again from DDP.
+    found = two[0]["half_precision"]
+    assert found["bf16"] > 1e-3
+    assert found["fsdp"] <= 1e-6
+
+
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "accumulated"])
 def test_uneven_ranks_joined_train_as_one_process(both: list[dict[str, Any]], name: str) -> None:
     # The last batch is one rank's alone; then another epoch, with what the optimizers remember.

@@ -88,6 +88,15 @@ def exactness(_: Path) -> dict[str, float]:
 
 
 @scenario
+def half_precision(_: Path) -> dict[str, float]:
+    """How far bf16 leads from float32, and FSDP from DDP in it."""
+    case = Case(dtype=torch.float32, options={"mixed_precision": "bf16"})
+    truth = alone(Case(dtype=torch.float32))
+    ddp, fsdp = (together(case, strategy) for strategy in STRATEGIES)
+    return {"bf16": deviation(ddp, truth), "fsdp": deviation(fsdp, ddp)} if ddp else {}
+
+
+@scenario
 def joining(_: Path) -> dict[str, Any]:
     """Rank 0 alone has a last batch, of one sample."""
 

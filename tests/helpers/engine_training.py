@@ -95,6 +95,7 @@ class Case:
     zero_grad_first: bool = False
     windows: tuple[int, ...] | None = None
     epochs: int = 1
+    dtype: torch.dtype = torch.float64
     adam: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -106,7 +107,7 @@ class Case:
         return Stream(self.samples) if self.stream else Sequences(self.samples)
 
     def parts(self) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
-        model = Net().double()
+        model = Net().to(self.dtype)
         optimizer: torch.optim.Optimizer = (
             torch.optim.AdamW(model.parameters(), lr=1e-2)
             if self.adam
@@ -197,6 +198,6 @@ def _step(
 def deviation(weights: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     """The largest ‖w − truth‖ / ‖truth‖ of any tensor."""
     return max(
-        ((weights[name].double() - value).norm() / value.norm()).item()
+        ((weights[name].double() - value.double()).norm() / value.double().norm()).item()
         for name, value in truth.items()
     )
