@@ -12,8 +12,8 @@ HEAVY = ("torch", "pyarrow", "pandas", "numpy", "matplotlib", "rich", "jinja2", 
 
 
 def modules_after(code: str) -> set[str]:
-    """Top-level modules loaded by `code` in a fresh interpreter."""
-    code += "\nimport sys; print('\\n'.join(m for m in sys.modules if '.' not in m))"
+    """Modules loaded by `code` in a fresh interpreter."""
+    code += "\nimport sys; print('\\n'.join(sys.modules))"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return set(result.stdout.splitlines())
@@ -43,6 +43,13 @@ def test_start_up_is_light(code: str) -> None:
 )
 def test_judging_and_planning_import_no_torch(code: str) -> None:
     assert "torch" not in modules_after(code)
+
+
+def test_an_engine_costs_little_more_than_torch() -> None:
+    """Two seconds of imports wait until a model is sharded, compiled or saved."""
+    late = {"torch.distributed.tensor", "torch.distributed.checkpoint", "torch._dynamo", "sympy"}
+    loaded = modules_after("from diag import Engine\nEngine(cpu=True)")
+    assert loaded.isdisjoint(late - modules_after("import torch, torch.utils.data"))
 
 
 def test_help_answers_at_once() -> None:

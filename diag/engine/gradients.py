@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from diag.engine.placement.shards import is_sharded
 from diag.engine.torch_private import multiply_
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # The mesh a gradient is sharded over and the mesh's dimensions that cut it; None: this rank has
 # all of it.
-Layout = tuple[DeviceMesh, tuple[int, ...]] | None
+Layout: TypeAlias = "tuple[DeviceMesh, tuple[int, ...]] | None"
 
 
 def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -76,7 +79,7 @@ def total_norm(found: Sequence[Tensor], norm_type: float) -> Tensor:
 
 
 def _layout(gradient: Tensor) -> Layout:
-    if not isinstance(gradient, DTensor):
+    if not is_sharded(gradient):
         return None
     cut = [dim for dim, how in enumerate(gradient.placements) if not how.is_replicate()]
     return (gradient.device_mesh, tuple(cut)) if cut else None
@@ -98,4 +101,4 @@ def _over_shards(shards: Sequence[Tensor], layout: Layout, norm_type: float) -> 
 
 def _local(found: Iterable[Tensor]) -> list[Tensor]:
     """The tensors this rank holds: of a sharded gradient its shard, not a copy."""
-    return [g.to_local() if isinstance(g, DTensor) else g for g in found]
+    return [g.to_local() if is_sharded(g) else g for g in found]

@@ -182,7 +182,7 @@ def test_wrappers_do_not_change_names(tmp_path: Path) -> None:
 
     model = net()
     wrapped = nn.Sequential(checkpoint_wrapper(net()[0]), nn.ReLU(), net()[2])
-    compiled = torch.compile(wrapped)
+    compiled = torch.compile(wrapped, backend="eager")  # inductor would start processes
     optimizer = torch.optim.Adam(compiled.parameters(), lr=0.1)  # type: ignore[attr-defined]
     step(wrapped, optimizer)
     save_state(tmp_path / "c", Parts([compiled], [optimizer]), ALONE)  # type: ignore[list-item]

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diag.engine.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from diag.engine.checkpoint.storage import sync
 from diag.errors import DiagError
 
 INCOMPLETE = ".incomplete"
@@ -171,6 +170,15 @@ def abandon(staging: Staging) -> None:
     """Remove what a failed save has written."""
     new = staging.root != staging.final
     shutil.rmtree(staging.root if new else staging.folder, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a directory's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def find(directory: Path) -> Manifest:

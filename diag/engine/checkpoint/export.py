@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from diag.engine.checkpoint.directories import sync
 from diag.engine.checkpoint.labelled import is_checkpoint
-from diag.engine.checkpoint.storage import sync
 from diag.engine.checkpoint.together import PATIENCE_S, meet, on_main
 from diag.engine.checkpoint.weights import model_state, tied_to, unwrap_model
+from diag.engine.placement.shards import is_sharded
 from diag.engine.process import Process
 from diag.errors import DiagError
 
@@ -47,7 +47,7 @@ def get_state_dict(
         DiagError: the model is sharded and some rank did not come.
     """
     state = model_state(model)
-    if any(isinstance(value, DTensor) for value in state.values()):
+    if any(map(is_sharded, state.values())):
         meet(process, "get_state_dict", patience_s)
     wanted = every_rank or process.is_main
     tied = tied_to(model)
@@ -56,7 +56,7 @@ def get_state_dict(
         if wanted and tied.get(name) in copied:
             copied[name] = copied[tied[name]]
         elif name not in tied or tied[name] not in state:
-            value = value.full_tensor() if isinstance(value, DTensor) else value
+            value = value.full_tensor() if is_sharded(value) else value
             if wanted:
                 copied[name] = _on_cpu(value)
     return copied
@@ -88,7 +88,7 @@ def save_model(
     """
     limit = parse_size(max_shard_size)
     form = _safetensors_form() if safe_serialization else _BIN
-    sharded = any(isinstance(value, DTensor) for value in model_state(model).values())
+    sharded = any(map(is_sharded, model_state(model).values()))
     state = get_state_dict(model, process, patience_s=patience_s)
 
     def write() -> None:

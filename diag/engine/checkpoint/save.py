@@ -106,7 +106,7 @@ def _write_own(
     if process.is_main:
         written.append(staging.folder / storage.METADATA)
     for each in written:  # torch syncs its metadata before its buffer is flushed
-        storage.sync(each)
+        directories.sync(each)
     return {each.name: each.stat().st_size for each in written}
 
 

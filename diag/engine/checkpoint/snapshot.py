@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from diag.engine.checkpoint import optimizers, storage, weights
 from diag.engine.checkpoint.parts import Parts, modules_of, optimizers_of, plain_of
+from diag.engine.placement.shards import is_sharded
 
 
 class Snapshot:
@@ -79,7 +79,7 @@ class Snapshot:
 
     def _take_own(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
-            if isinstance(tensor, DTensor):
+            if is_sharded(tensor):
                 self.tensors[name] = tensor
                 continue
             self.own[name] = tensor

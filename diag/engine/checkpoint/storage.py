@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import pickle
 import sys
 import warnings
@@ -86,15 +85,6 @@ def write_states(path: Path, states: Mapping[str, Any]) -> None:
     """Write a rank's plain states."""
     with path.open("wb") as stream:
         torch.save(dict(states), stream)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or a directory's entries are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_states(path: Path, *names: str) -> dict[str, dict[str, Any]]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from diag.engine.placement.shards import is_sharded
 from diag.errors import DiagError
 
 # What torch.compile and activation checkpointing put between a module and its parameters' names.
@@ -37,15 +37,16 @@ def model_state(model: nn.Module) -> dict[str, Any]:
     Raises:
         DiagError: it is on the meta device.
     """
-    if not any(True for _ in model.state_dict(keep_vars=True)):
+    held = model.state_dict(keep_vars=True)
+    if not held:
         return {}  # torch's function has no answer for a model without state
-    state: dict[str, Any] = get_model_state_dict(model)
-    if unmade := [n for n, t in state.items() if isinstance(t, Tensor) and t.is_meta]:
+    if unmade := [n for n, t in held.items() if isinstance(t, Tensor) and t.is_meta]:
         raise DiagError(
             "model-on-meta",
-            f"{len(unmade)} of the model's tensors have no storage yet, {unmade[0]} first.",
+            f"{len(unmade)} of the model's tensors have no storage yet, {_bare(unmade[0])} first.",
             "Prepare the model before saving or loading its state.",
         )
+    state: dict[str, Any] = get_model_state_dict(model)
     return state
 
 
@@ -63,7 +64,7 @@ def parameter_names(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def buffer_names(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
     """The tensors of `model_state` that are no parameters: each rank may have its own."""
-    own = {n for n, v in state.items() if isinstance(v, Tensor) and not isinstance(v, DTensor)}
+    own = {n for n, v in state.items() if isinstance(v, Tensor) and not is_sharded(v)}
     return sorted(own - parameter_names(model).keys())
 
 
