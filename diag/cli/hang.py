@@ -149,6 +149,10 @@ def _text(verdicts: Sequence[tuple[int, Verdict]]) -> str:
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     texts = [render_verdict(verdict, colour=colour) for _, verdict in verdicts]
+    if len(texts) > 1:
+        texts = [
+            f"Hang {number}\n\n{text}" for (number, _), text in zip(verdicts, texts, strict=True)
+        ]
     text = "\n".join(texts)
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)

@@ -54,6 +54,7 @@ def test_the_newest_run_that_hung_is_explained(
         "twice: hang-dead-rank",
         "twice: hang-missing-rank",
     ]
+    assert [line for line in text.splitlines() if line.startswith("Hang ")] == ["Hang 0", "Hang 1"]
 
 
 def test_a_newer_run_without_evidence_is_named(
@@ -62,7 +63,7 @@ def test_a_newer_run_without_evidence_is_named(
     record(store, "fine", hour=3, ended_by="script", exit_code=0)
     assert hang(Options(runs_dir=store)) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("twice: ")
+    assert captured.out.startswith("Hang 0\n\ntwice: ")
     assert captured.err == (
         "diag: the newest run, fine, has no evidence of a hang; this is twice\n"
     )

@@ -66,6 +66,11 @@ def test_a_pause_is_called_a_pause() -> None:
     assert "culprit" not in text
 
 
+def test_how_to_let_a_stopped_rank_go_on() -> None:
+    text = render_verdict(judge(case("SIGSTOP before the collective").evidence))
+    assert "`kill -CONT 101`" in text
+
+
 def test_a_live_line_says_who_waits_for_whom() -> None:
     assert one_line(judge(case("sleeps in user code").evidence)) == (
         "hang-missing-rank (suspected): rank 1 sleeps at train.py:88 in slow; ranks 0 and 2 wait "

@@ -72,8 +72,13 @@ def _accuse(scene: Scene, culprits: Collection[int]) -> Accusation:
         pending=pending,
         location=place,
         why=f"{_told(scene, doing)}{wait_words(waiting, pending, where)}",
-        hint=_HINTS[kind] if place is not None else _NO_LINE,
+        hint=_hint(scene, kind, tuple(doing)) if place is not None or kind in _CODES else _NO_LINE,
     )
+
+
+def _hint(scene: Scene, kind: str, culprits: tuple[int, ...]) -> str:
+    pids = [str(scene.ranks[rank].pid) for rank in culprits if rank in scene.ranks]
+    return _HINTS[kind].replace("PID", " ".join(pids))
 
 
 _ORDER = ("stopped", "native", "kernel", "device")
