@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from diag.engine.process import Process, join_job
 from diag.errors import DiagError
 from helpers.checkpoint_training import Training
 from helpers.forked import run_forked
-
-STRATEGIES = ("ddp", "fsdp")
+from helpers.strategies import STRATEGIES
 
 
 def refusal(action: Callable[[], Any]) -> list[str]:
@@ -80,7 +80,7 @@ def resumed(rank: int, directory: Path) -> Any:
             "losses": training.train(3),
             "end": training.digest(),
         }
-    for strategy, other in (STRATEGIES, STRATEGIES[::-1]):
+    for strategy, other in permutations(STRATEGIES, 2):
         there = Training(process, other, seed=10)
         load_state(directory / strategy, there.parts, process)
         answer[f"{strategy}→{other}"] = there.digest()

@@ -11,7 +11,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ from helpers.engine_training import (
     together,
 )
 from helpers.ranks import say
+from helpers.strategies import STRATEGIES
 
-STRATEGIES = ("ddp", "fsdp")
 Scenario = Callable[[Path], Any]
 SCENARIOS: list[Scenario] = []
 
@@ -92,6 +92,8 @@ def half_precision(_: Path) -> dict[str, float]:
     """How far bf16 leads from float32, and FSDP from DDP in it."""
     case = Case(dtype=torch.float32, options={"mixed_precision": "bf16"})
     truth = alone(Case(dtype=torch.float32))
+    if "fsdp" not in STRATEGIES:
+        return {}
     ddp, fsdp = (together(case, strategy) for strategy in STRATEGIES)
     return {"bf16": deviation(ddp, truth), "fsdp": deviation(fsdp, ddp)} if ddp else {}
 
