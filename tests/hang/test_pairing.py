@@ -55,7 +55,7 @@ def test_a_rank_local_continue_shifts_the_sequence() -> None:
         pytest.param(
             [[LOSS, METRIC] * 5, [LOSS, ("all_reduce", 36)] * 5], id="a branch in the loop"
         ),
-        pytest.param([[LOSS, METRIC, LOSS], [LOSS, LOSS, METRIC]], id="too short to tell"),
+        pytest.param([[LOSS, METRIC] * 2, [METRIC, LOSS] * 2], id="too short to tell"),
         pytest.param(
             [[call(0, "all_to_all", num_bytes=8)], [call(0, "all_to_all", num_bytes=16)]],
             id="legal sizes",

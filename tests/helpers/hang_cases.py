@@ -628,6 +628,20 @@ STUCK = [
         "hang-network", (), 41,
     ),
     Case(
+        "a link is cut; what was issued before and not waited for makes no ring",
+        evidence(
+            waiting(0, group(("all_reduce", 50), name="C", ranks=(0, 1), inside=True), line=50),
+            waiting(
+                1,
+                replace(group(("all_reduce", 49), name="A", ranks=(0, 1), inside=True),
+                        pending_since_ns=0),
+                group(LOOP, name="B", ranks=(1, 2), inside=True),
+            ),
+            waiting(2, group(LOOP, name="B", ranks=(1, 2), inside=True)),
+        ),
+        "hang-network", (), 41,
+    ),
+    Case(
         "a link is cut, some got through and wait in the next",
         evidence(
             *(waiting(r, group(*SIX, LOOP, inside=True), host="a") for r in (0, 1)),
