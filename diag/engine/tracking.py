@@ -148,6 +148,12 @@ def choose_trackers(log_with: Any, directory: Path, project_name: str) -> list[T
 def _choose(wanted: Any, path: Path) -> Tracker:
     if wanted is None or wanted == "jsonl":
         return JsonlTracker(path)
+    if isinstance(wanted, type):
+        raise DiagError(
+            "unknown-tracker",
+            f"log_with={wanted.__name__}: a tracker is an object, and this is its class.",
+            f"log_with={wanted.__name__}(), with whatever it takes.",
+        )
     if isinstance(wanted, Tracker):
         return wanted
     raise DiagError(

@@ -270,6 +270,17 @@ def test_automatic_names_count_on_and_the_limit_deletes_the_oldest(tmp_path: Pat
     assert named == tmp_path / "mine", "a name that is given wins"
 
 
+def test_an_old_one_that_was_half_deleted_with_a_users_file_in_it_is_left(tmp_path: Path) -> None:
+    naming = Naming(tmp_path, automatic_checkpoint_naming=True, total_limit=1)
+    save_state(tmp_path / "checkpoints/checkpoint_2", Parts([net()]), ALONE)
+    for name in ("checkpoint_0.incomplete", "checkpoint_1.incomplete"):
+        (tmp_path / "checkpoints" / name / "diag-data-00000000").mkdir(parents=True)
+    (tmp_path / "checkpoints/checkpoint_0.incomplete/tokenizer.json").touch()
+    made = save_state(None, Parts([net()]), ALONE, naming=naming)
+    left = {path.name for path in made.parent.iterdir()}
+    assert left == {"checkpoint_3", "checkpoint_0.incomplete"}
+
+
 def test_naming_that_cannot_be() -> None:
     assert refused(lambda: Naming("x", True, 0)).slug == "bad-total-limit"
     assert refused(lambda: Naming(None, True)).slug == "no-project-dir"

@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from diag.engine.data import PreparedLoader, prepare_loader
+from diag.engine.data import PreparedLoader, prepare_loader, skip_first_batches
 from diag.engine.data.moving import to_device
 from diag.engine.data.sharding import Share, Step
 from diag.engine.data.streams import StreamSource
@@ -609,3 +609,11 @@ def test_a_drawn_seed_is_drawn_once_and_kept() -> None:
     sampler = RandomSampler(Numbers(8), generator=own)
     loader = prepared(DataLoader(Numbers(8), batch_size=2, sampler=sampler), data_seed=None)
     assert values(loader) == in_epoch(0, seed=42)
+
+
+@pytest.mark.parametrize("action", [prepared, skip_first_batches])
+def test_what_is_no_loader_is_refused(action: Any) -> None:
+    with pytest.raises(DiagError) as error:
+        action([1, 2])
+    assert error.value.slug == "not-a-loader"
+    assert "a list" in error.value.what

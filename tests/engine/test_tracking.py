@@ -124,6 +124,10 @@ def test_which_trackers(tmp_path: Path) -> None:
     assert error.value.slug == "unknown-tracker"
     assert "'wandb'" in error.value.what
     assert "finish()" in error.value.hint
+    with pytest.raises(DiagError) as error:
+        choose_trackers(Spy, tmp_path, "run")
+    assert error.value.slug == "unknown-tracker"
+    assert "log_with=Spy()" in error.value.hint
 
 
 def test_accelerates_own_kind_of_tracker_goes_on_working(tmp_path: Path) -> None:

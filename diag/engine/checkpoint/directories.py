@@ -97,7 +97,8 @@ class Naming:
         """Delete the oldest automatic checkpoints above the limit, and what saves left half done."""
         folder = self._folder("prune")
         for left in folder.glob(f"checkpoint_*{INCOMPLETE}"):
-            _remove_leftover(left)
+            if not _foreign_in(left):
+                shutil.rmtree(left)
         complete = [path for _, path in _numbered(folder) if is_complete(path)]
         excess = len(complete) - self.total_limit if self.total_limit is not None else 0
         for path in complete[: max(excess, 0)]:
@@ -234,14 +235,18 @@ def _remove_leftover(directory: Path) -> None:
     """
     if not directory.is_dir():
         return
-    foreign = [path.name for path in directory.iterdir() if not _OURS.fullmatch(path.name)]
-    if foreign:
+    if foreign := _foreign_in(directory):
         raise DiagError(
             "checkpoint-name-taken",
             f"{directory} is where an unfinished save would be, and holds {foreign[0]}.",
             "Move it away.",
         )
     shutil.rmtree(directory)
+
+
+def _foreign_in(directory: Path) -> list[str]:
+    """What no save has written there."""
+    return [path.name for path in directory.iterdir() if not _OURS.fullmatch(path.name)]
 
 
 def _absent(directory: Path) -> DiagError:

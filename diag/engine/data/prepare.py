@@ -21,7 +21,7 @@ from diag.engine.data import randomness
 from diag.engine.data.dispatch import DispatchSource
 from diag.engine.data.indices import IndexSource, RankSampler, SeededShuffle
 from diag.engine.data.loader import Observer, PreparedLoader
-from diag.engine.data.reading import Source
+from diag.engine.data.reading import Source, check_is_loader
 from diag.engine.data.sharding import Share
 from diag.engine.data.skipping import unskipped
 from diag.engine.data.streams import AsTheyCome, StreamSource
@@ -51,8 +51,10 @@ def prepare_loader(
     """This rank's part of `loader`, which stays as it is. Collective; a prepared one comes back.
 
     Raises:
-        DiagError: a batch that cannot be split; a sampler made for another job than this one.
+        DiagError: a batch that cannot be split; a sampler made for another job than this one;
+            no loader.
     """
+    check_is_loader(loader)
     if isinstance(loader, PreparedLoader):
         return loader
     loader, skipped = unskipped(loader)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from diag.engine.data.randomness import preserved
 from diag.engine.data.sharding import Share, Step
+from diag.errors import DiagError
 
 
 class Source(Protocol):
@@ -41,6 +42,16 @@ class Source(Protocol):
 
     def num_batches(self, rank: int, skip: int = 0) -> int:
         """How many a pass delivers to a rank. Raises TypeError where that is not known ahead."""
+
+
+def check_is_loader(loader: object) -> None:
+    """Raises DiagError for what is no DataLoader."""
+    if not isinstance(loader, DataLoader):
+        raise DiagError(
+            "not-a-loader",
+            f"A torch DataLoader is wanted here, not a {type(loader).__name__}.",
+            "torch.utils.data.DataLoader(dataset, batch_size=…).",
+        )
 
 
 def copied(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:

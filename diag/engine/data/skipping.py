@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from diag.engine.data.loader import PreparedLoader
-from diag.engine.data.reading import copied
+from diag.engine.data.reading import check_is_loader, copied
 from diag.errors import DiagError
 
 
@@ -25,8 +25,9 @@ def skip_first_batches(loader: DataLoader[Any], num_batches: int = 0) -> DataLoa
         num_batches: of the batches `loader` gives.
 
     Raises:
-        DiagError: a negative number.
+        DiagError: a negative number; no loader.
     """
+    check_is_loader(loader)
     if num_batches < 0:
         raise DiagError("negative-skip", f"skip_first_batches cannot skip {num_batches} batches.")
     if isinstance(loader, PreparedLoader):
