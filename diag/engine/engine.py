@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
+import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from types import GeneratorType
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +27,7 @@ from diag.engine.scheduler import step_with_optimizer
 from diag.engine.surface_collect import CollectSurface
 from diag.engine.surface_data import DataSurface
 from diag.engine.surface_process import ProcessSurface
-from diag.engine.surface_refused import missing_member, refuse_options
+from diag.engine.surface_refused import check_arguments, missing_member, refuse_options, refuses
 from diag.engine.surface_state import Directory, StateSurface
 from diag.engine.surface_training import TrainingSurface
 from diag.engine.tracking import Trackers
@@ -165,7 +165,7 @@ class Engine(TrainingSurface, DataSurface, CollectSurface, ProcessSurface, State
                 several devices, an optimizer that has already stepped with what is sharded now.
         """
         moves = device_placement if device_placement is not None else [None] * len(objects)
-        _refuse_generators(objects)
+        check_arguments(objects, moves)
         models = [one for one in objects if isinstance(one, nn.Module)]
         given = [one for one in objects if isinstance(one, Optimizer)]
         self._decide(models, [*self._optimizers, *given])
@@ -189,8 +189,8 @@ class Engine(TrainingSurface, DataSurface, CollectSurface, ProcessSurface, State
     def _decide(self, models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
         undecided = self._models.strategy == "auto"
         self._models.decide(models, optimizers)
-        if undecided and self.why_strategy:
-            _logger.info(self.why_strategy)
+        if undecided and self.why_strategy and self.is_main_process:
+            print(f"diag: {self.why_strategy}", file=sys.stderr, flush=True)
 
     def prepare_model(
         self, model: Model, device_placement: bool | None = None, evaluation_mode: bool = False
@@ -214,6 +214,7 @@ class Engine(TrainingSurface, DataSurface, CollectSurface, ProcessSurface, State
             self._models.follow(optimizer)
         return model
 
+    @refuses("device_placement", "Its state lies where its parameters do.", (True, False))
     def prepare_optimizer(self, optimizer: Opt) -> Opt:
         """Have one optimizer act only on whole gradients; see `prepare`."""
         if not isinstance(optimizer, Optimizer):
@@ -235,6 +236,7 @@ class Engine(TrainingSurface, DataSurface, CollectSurface, ProcessSurface, State
             self._schedulers.append(scheduler)
         return scheduler
 
+    @refuses("slice_fn_for_dispatch", "Batches are cut along their first dimension.")
     def prepare_data_loader(self, loader: Any, device_placement: bool | None = None) -> Any:
         """A loader that gives this rank's batches; see `prepare`."""
         if any(loader is one for one in self._loaders):
@@ -298,15 +300,3 @@ class Engine(TrainingSurface, DataSurface, CollectSurface, ProcessSurface, State
 def _checked(engine: Engine | None, model: nn.Module) -> None:
     if engine is not None:
         engine._before_forward(model)
-
-
-def _refuse_generators(objects: Sequence[Any]) -> None:
-    for index, one in enumerate(objects):
-        if isinstance(one, GeneratorType):
-            raise DiagError(
-                "not-an-optimizer",
-                f"Argument {index} of prepare is a generator ({one.__name__}), which nobody could "
-                "use twice.",
-                "An optimizer is meant? torch.optim.AdamW(model.parameters(), …). "
-                "A loader? torch.utils.data.DataLoader(dataset, …).",
-            )

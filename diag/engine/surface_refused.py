@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import GeneratorType
+from typing import Any, ParamSpec, TypeVar
 
-from diag.errors import UsageError
+from diag.errors import DiagError, UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Accelerate's constructor arguments and the values that ask for nothing.
 _OPTIONS = {
@@ -94,3 +99,51 @@ def missing_member(name: str) -> AttributeError:
     instead = _MEMBERS.get(name)
     hint = f": {instead}" if instead else ""
     return AttributeError(f"Engine has no {name!r}{hint}")
+
+
+def check_arguments(objects: Sequence[Any], device_placement: Sequence[bool | None]) -> None:
+    """Refuse arguments of `prepare` that cannot be meant.
+
+    Raises:
+        UsageError: another number of `device_placement` than of objects.
+        DiagError: a generator.
+    """
+    if len(device_placement) != len(objects):
+        raise UsageError(
+            "device-placement-length",
+            f"prepare was given {len(objects)} objects and {len(device_placement)} values of "
+            "device_placement.",
+        )
+    for index, one in enumerate(objects):
+        if isinstance(one, GeneratorType):
+            raise DiagError(
+                "not-an-optimizer",
+                f"Argument {index} of prepare is a generator ({one.__name__}), which nobody could "
+                "use twice.",
+                "An optimizer is meant? torch.optim.AdamW(model.parameters(), …). "
+                "A loader? torch.utils.data.DataLoader(dataset, …).",
+            )
+
+
+def refuses(
+    argument: str, instead: str, asks_nothing: Sequence[object] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: Accelerate's method of this name has one more argument, which is refused.
+
+    Args:
+        instead: what to do.
+        asks_nothing: values that pass, beside None and an empty dict.
+    """
+
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            value = kwargs.pop(argument, None)
+            if value is not None and value != {} and value not in asks_nothing:
+                what = f"Engine.{method.__name__} has no argument {argument}."
+                raise UsageError("option-not-here", what, instead)
+            return method(*args, **kwargs)
+
+        return checked
+
+    return decorate

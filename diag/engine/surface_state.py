@@ -12,6 +12,7 @@ from torch import nn
 from diag.engine import checkpoint
 from diag.engine.checkpoint import Naming, Parts, Stateful
 from diag.engine.process import Process
+from diag.engine.surface_refused import refuses
 from diag.engine.tracking import Elsewhere, Tracker, Trackers, choose_trackers
 
 Directory = str | os.PathLike[str]
@@ -51,6 +52,7 @@ class StateSurface:
     def _resume_at(self, step: int) -> None:
         raise NotImplementedError
 
+    @refuses("safe_serialization", "A state is always safe to load: no code is in it.", (True,))
     def save_state(self, output_dir: Directory | None = None) -> Path:
         """Save the whole training, at once or not at all. Collective; between two optimizer steps.
 
@@ -72,6 +74,7 @@ class StateSurface:
             strategy=self.strategy,
         )
 
+    @refuses("load_kwargs", "There is nothing to choose: weights go where the model lies.")
     def load_state(self, input_dir: Directory | None = None) -> Path:
         """Put everything back as it was saved, on any number of ranks and by any strategy. Collective.
 
@@ -90,10 +93,17 @@ class StateSurface:
         checkpoint.check_stateful(objects)
         self._registered += [one for one in objects if all(one is not r for r in self._registered)]
 
-    def unwrap_model(self, model: nn.Module, keep_torch_compile: bool = True) -> nn.Module:
+    @refuses(
+        "keep_fp32_wrapper",
+        "A prepared model is your own model, which can be copied and pickled as it is; "
+        "engine.get_state_dict(model) gives its weights alone.",
+        (True,),
+    )
+    def unwrap_model(self, model: nn.Module, *, keep_torch_compile: bool = True) -> nn.Module:
         """The user's own module inside DistributedDataParallel and, on request, torch.compile."""
         return checkpoint.unwrap_model(model, keep_torch_compile)
 
+    @refuses("unwrap", "The names are always those of the unwrapped model.", (True,))
     def get_state_dict(self, model: nn.Module, every_rank: bool = False) -> dict[str, Any]:
         """The model's whole state on the CPU. Collective if the model is sharded.
 
@@ -119,6 +129,7 @@ class StateSurface:
             model, save_directory, self.process, max_shard_size, safe_serialization
         )
 
+    @refuses("init_kwargs", "Make your tracker with its arguments: Engine(log_with=Mine(…)).")
     def init_trackers(self, project_name: str, config: Mapping[str, Any] | None = None) -> None:
         """Start what `log_with` names; by default `logging_dir/project_name.jsonl`."""
         directory = Path(self.logging_dir if self.logging_dir is not None else ".")
@@ -126,6 +137,7 @@ class StateSurface:
         self._trackers = Trackers(self.process, chosen)
         self._trackers.start(config)
 
+    @refuses("unwrap", "The tracker is your own object; what it wraps is its attribute.", (False,))
     def get_tracker(self, name: str) -> Tracker:
         """The tracker `name`; on ranks that do not run it, and before `init_trackers`, one that
         does nothing."""

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import diag
 from diag import Engine
+from diag.engine.models import is_spread
 from diag.errors import DiagError, UsageError
 from helpers.engine_ranks import exact_cases, refusal
 from helpers.engine_training import Case, Net, Sequences, alone, deviation, loss_of, together
@@ -131,10 +132,35 @@ def test_a_generator_for_an_optimizer_is_refused() -> None:
     assert refusal(lambda: Engine().prepare_optimizer([1]))[0] == "not-an-optimizer"  # type: ignore[type-var]
 
 
+def test_device_placement_is_one_per_object() -> None:
+    model, optimizer, _, _ = parts()
+    with pytest.raises(UsageError) as error:
+        Engine().prepare(model, optimizer, device_placement=[False])
+    assert "2 objects and 1 values" in error.value.what
+    assert Engine().prepare(model, optimizer, device_placement=[False, None]) == (model, optimizer)
+
+
 def test_a_dispatched_model_is_left_where_it_is() -> None:
     model = Net()
     model.hf_device_map = {"": "cpu"}  # type: ignore[assignment]
     assert Engine().prepare(model) is model
+
+
+def test_which_models_are_spread_over_devices(tmp_path: Path) -> None:
+    Engine().save_model(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), tmp_path)
+
+    def placed(device_map: dict[str, str]) -> nn.Module:
+        empty = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        return diag.load_checkpoint_and_dispatch(empty, tmp_path, device_map)  # type: ignore[arg-type]
+
+    plain, theirs = placed({"": "cpu"}), nn.Linear(2, 2)
+    theirs.hf_device_map = {"first": 0, "last": 1}  # type: ignore[assignment]
+    assert not is_spread(plain)
+    assert is_spread(placed({"0": "cpu", "1": "disk"}))
+    assert is_spread(placed({"": "disk"}))
+    assert is_spread(theirs)
+    trained = Engine(mixed_precision="bf16").prepare(plain)
+    assert trained(torch.ones(1, 2)).dtype == torch.float32
 
 
 def test_forward_can_be_left_in_full_precision() -> None:
