@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diag.engine import placement
+from diag.engine.big.dispatch import is_dispatched
 from diag.engine.options import DDPOptions, FSDPOptions, Precision, Strategy
 from diag.engine.precision import autocast_forward
 from diag.engine.process import Process
@@ -72,7 +73,7 @@ class Models:
         if model in self:
             return
         before = dict(model.named_parameters())
-        if is_dispatched(model):
+        if is_spread(model):
             self._check_dispatched(model)
         elif train and (move or self.process.distributed):
             self._place(model)
@@ -134,6 +135,10 @@ def is_trainable(model: nn.Module) -> bool:
     return any(p.requires_grad for p in model.parameters())
 
 
-def is_dispatched(model: nn.Module) -> bool:
-    """Whether the model's layers were spread over devices by `load_checkpoint_and_dispatch`."""
-    return getattr(model, "hf_device_map", None) is not None
+def is_spread(model: nn.Module) -> bool:
+    """Whether `load_checkpoint_and_dispatch`, or Accelerate's, spread the layers over devices.
+
+    A map with one place leaves a plain model there.
+    """
+    device_map = getattr(model, "hf_device_map", None) or {}
+    return is_dispatched(model) or len(set(device_map.values())) > 1

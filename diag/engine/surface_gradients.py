@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from diag.engine import gradients, precision
 from diag.engine.options import Precision
 from diag.engine.process import Process
+from diag.engine.surface_refused import refuses
 
 
 class GradientSurface:
@@ -37,6 +38,7 @@ class GradientSurface:
         """torch's loss scale; None without "fp16"."""
         return self._scale.scaler if self._scale is not None else None
 
+    @refuses("autocast_handler", "engine.autocast(enabled=…, cache_enabled=…).")
     def autocast(
         self, enabled: bool = True, cache_enabled: bool | None = None
     ) -> AbstractContextManager[Any]:

@@ -28,19 +28,15 @@ def check_all_have_a_batch(loader: PreparedLoader | None, process: Process) -> N
     Raises:
         DiagError: `loader` stands at such a batch.
     """
-    if loader is None or not loader.end_on_some_rank:
+    if loader is None or loader.on_every_rank:
         return
-    try:
-        common = loader.common_length
-    except TypeError:  # not known ahead
-        return
-    if loader.batches_yielded > common:
-        raise DiagError(
-            "uneven-batches",
-            f"Rank {process.rank} trains on batch {loader.batches_yielded} of its loader, but some "
-            f"ranks have only {common}: it would wait for them for ever.",
-            f"{_EVEN} With DDP, `with engine.join_uneven_inputs([model]):` trains on all.",
-        )
+    given = loader.batches_yielded
+    raise DiagError(
+        "uneven-batches",
+        f"Rank {process.rank} trains on batch {given} of its loader, but some ranks have only "
+        f"{given - 1}: it would wait for them for ever.",
+        f"{_EVEN} With DDP, `with engine.join_uneven_inputs([model]):` trains on all.",
+    )
 
 
 def check_before_forward(model: nn.Module, check: Callable[[nn.Module], None]) -> None:

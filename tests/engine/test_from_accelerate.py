@@ -8,9 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import diag
 from diag import DDPOptions, Engine, FSDPOptions
+from diag.errors import UsageError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-accelerate.md"
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not in a checkout")
@@ -91,6 +93,29 @@ def test_what_the_page_calls_the_same_is_there(page: str) -> None:
     for name, theirs in wanting.items():
         wanting[name] = [one for one in theirs if one not in arguments(Engine, name)]
     assert {name: missing for name, missing in wanting.items() if missing} == {}
+
+
+def test_every_argument_of_an_accelerator_is_there_or_says_what_is_instead(engine: Engine) -> None:
+    shared = public(accelerate.Accelerator) & public(Engine)
+    lacking = {
+        (name, one)
+        for name in shared
+        for one in arguments(accelerate.Accelerator, name) - arguments(Engine, name)
+    }
+    assert ("unwrap_model", "keep_fp32_wrapper") in lacking
+    for name, one in {*lacking, ("autocast", "autocast_handler")}:
+        with pytest.raises(UsageError) as error:
+            getattr(engine, name)(**{one: object()})
+        assert one in error.value.what
+        assert error.value.hint
+
+
+def test_arguments_that_ask_for_nothing_pass(engine: Engine) -> None:
+    model = nn.Linear(1, 1)
+    assert engine.unwrap_model(model, keep_fp32_wrapper=True) is model
+    assert engine.get_tracker("jsonl", unwrap=False).name == "jsonl"
+    with pytest.raises(UsageError):
+        engine.unwrap_model(model, keep_fp32_wrapper=False)
 
 
 def arguments(kind: type, name: str) -> set[str]:
