@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diag.engine import gradients, wire
 from diag.engine.accumulation import Position, Window, power_of_two, share
@@ -81,14 +81,14 @@ def weigh_sum(
     return loss * ranks if ranks > 1 else loss
 
 
-def settle(window: Window, models: Sequence[nn.Module], process: Process) -> None:
+def settle(window: Window, parameters: Iterable[Tensor], process: Process) -> None:
     """Give the gradients of a complete window their final scale. Collective for sums."""
     factor: Tensor | float = window.correction
     if window.items is not None:
         factor = window.unit / _at_least_one(_over_ranks(process, window.items))
     window.settled = True
     if isinstance(factor, Tensor) or factor != 1.0:
-        gradients.scale_((p for model in models for p in model.parameters()), factor)
+        gradients.scale_(parameters, factor)
 
 
 def _keep_kind(window: Window, summed: bool) -> None:

@@ -50,12 +50,16 @@ def autocast(
 def autocast_forward(
     model: nn.Module, precision: Precision, device: torch.device, methods: Iterable[str] = ()
 ) -> None:
-    """Have the model's forward, and `methods`, run under autocast and give float32. In place."""
-    if precision == "no":
-        return
+    """Have the model's forward, and `methods`, run under autocast and give float32. In place.
+
+    What another engine led so before is led by this precision alone.
+    """
     for name in dict.fromkeys(["forward", *methods]):
         function = getattr(model, name)
-        if not isinstance(getattr(function, "func", None), _Autocast):
+        if isinstance(getattr(function, "func", None), _Autocast):
+            (function,) = function.args
+            setattr(model, name, function)
+        if precision != "no":
             # A partial, because a deep copy of one is led to the copy's own forward.
             led = functools.partial(_Autocast(precision, device), function)
             setattr(model, name, functools.update_wrapper(led, function))

@@ -49,7 +49,8 @@ class Process:
 def join_job(cpu: bool = False) -> Process:
     """Join the job the launcher describes in the environment; without one, stand alone.
 
-    A process group the script has already made is used as it is. Idempotent.
+    A process group the script has already made is used as it is; without a launcher's variables
+    its ranks are taken for one node's. Idempotent.
 
     Args:
         cpu: train on the CPU even where GPUs are present.
@@ -57,7 +58,7 @@ def join_job(cpu: bool = False) -> Process:
     Raises:
         DiagError: the launcher gave this node more ranks than it has GPUs.
     """
-    local_rank = _number("LOCAL_RANK", 0)
+    local_rank = _local_rank()
     device = _device(local_rank, cpu)
     if not dist.is_initialized():
         if _number("WORLD_SIZE", 1) == 1:
@@ -75,6 +76,13 @@ def rank_and_world_size() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return _number("RANK", 0), _number("WORLD_SIZE", 1)
+
+
+def _local_rank() -> int:
+    if not dist.is_initialized():
+        return _number("LOCAL_RANK", 0)
+    per_node = _number("LOCAL_WORLD_SIZE", dist.get_world_size())
+    return _number("LOCAL_RANK", dist.get_rank() % per_node)
 
 
 def _number(variable: str, default: int) -> int:

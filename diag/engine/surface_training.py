@@ -159,6 +159,16 @@ class TrainingSurface(GradientSurface):
         self._window_models = models or self._models.trained()
         self._window.begin_micro_batch(self.active_loader)
 
+    def _window_parameters(self) -> list[Tensor]:
+        """Those of the window's models, and what none but their optimizers hold (a temperature)."""
+        own = {id(p): p for model in self._window_models for p in model.parameters()}
+        known = {id(p) for p in self._models.parameters()}
+        for optimizer in self._optimizers:
+            held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+            if held.keys() & own.keys():
+                own |= {key: p for key, p in held.items() if key not in known}
+        return list(own.values())
+
     @contextmanager
     def no_sync(self, model: nn.Module) -> Iterator[None]:
         """Gradients of forwards in the block stay on their ranks and add up; the next backward sends all."""
@@ -205,7 +215,7 @@ class TrainingSurface(GradientSurface):
         window = self._window
         window.collected()
         if window.held and window.synchronizes and not window.settled:
-            losses.settle(window, self._window_models, self.process)
+            losses.settle(window, self._window_parameters(), self.process)
         self._check_parameters()  # now: in the midst of a step FSDP holds other ones
 
     def _weigh(self, loss: Tensor, num_items: Tensor | float | None) -> Tensor:

@@ -238,6 +238,32 @@ def test_a_second_sum_in_a_micro_batch_is_refused() -> None:
     assert slug == "items-counted-twice"
 
 
+def test_what_only_the_optimizer_holds_is_weighed_as_the_models_parameters_are() -> None:
+    model, scale = nn.Linear(2, 1), nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
+    engine = Engine(gradient_accumulation_steps=2)
+    model, optimizer = engine.prepare(model, optimizer)
+    batches = [(torch.randn(3, 2), 3), (torch.randn(5, 2), 5)]
+    for x, count in batches:
+        with engine.accumulate(model):
+            engine.backward((model(x) * scale).sum(), num_items=count)
+    x = torch.cat([x for x, _ in batches])
+    expected = torch.autograd.grad((model(x) * scale).mean(), [model.weight, scale])
+    torch.testing.assert_close([model.weight.grad, scale.grad], list(expected))
+
+
+@pytest.mark.parametrize("first", ["no", "bf16"])
+def test_a_model_prepared_again_has_the_new_engines_precision(first: str) -> None:
+    second = {"no": "bf16", "bf16": "no"}[first]
+    torch.manual_seed(0)
+    x, model = torch.randn(4, 8), nn.Linear(8, 8)
+    exact = model(x)
+    Engine(cpu=True, mixed_precision=first).prepare(model)
+    again = Engine(cpu=True, mixed_precision=second).prepare(model)
+    assert torch.equal(again(x), exact) == (second == "no")
+    assert torch.equal(copy.deepcopy(again)(x), again(x))
+
+
 def test_the_innermost_loader_is_the_active_one() -> None:
     engine = Engine()
     outer, inner = engine.prepare(DataLoader(Sequences(8), 4), DataLoader(Sequences(12), 4))

@@ -148,7 +148,6 @@ def opened(steps: int) -> Window:
 
 def test_sums_over_items_become_the_mean_over_all_of_them() -> None:
     weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
-    model = nn.ParameterList([weight])
     window = opened(2)
     parts = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([5.0, 0.0, 1.0])]
     for part, items in zip(parts, (2, torch.tensor(5)), strict=True):
@@ -156,7 +155,7 @@ def test_sums_over_items_become_the_mean_over_all_of_them() -> None:
             window.begin_micro_batch(None)
         loss = losses.weigh_sum((weight * part).sum(), items, window, ALONE, careful=False)
         loss.backward()  # type: ignore[no-untyped-call]
-    losses.settle(window, [model], ALONE)
+    losses.settle(window, [weight], ALONE)
     assert weight.grad is not None
     assert torch.allclose(weight.grad, (parts[0] + parts[1]).double() / 7, rtol=1e-15)
 
