@@ -14,7 +14,7 @@ from diag.engine import wire
 from diag.engine.agreement import Agreed, agree
 from diag.engine.logs import get_logger
 from diag.engine.process import Process
-from diag.engine.trees import Leaf, flatten, unflatten
+from diag.engine.trees import Leaf, flatten, mapped, unflatten
 
 _logger = get_logger(__name__)
 
@@ -143,10 +143,7 @@ def _join_lists(path: str, values: list[Any]) -> _Joined:
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    leaves = [x.value for x in flatten(value)]
-    if not any(isinstance(leaf, Tensor) for leaf in leaves):
-        return value
-    return unflatten(value, (x.to(device) if isinstance(x, Tensor) else x for x in leaves))
+    return mapped(value, lambda x: x.to(device) if isinstance(x, Tensor) else x)
 
 
 def _cut_all(joined: Sequence[_Joined], agreed: Agreed) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from diag.engine.options import Precision
-from diag.engine.trees import flatten, unflatten
+from diag.engine.trees import mapped
 from diag.errors import UsageError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,10 +80,7 @@ class _Autocast:
 
 def to_float32(outputs: Any) -> Any:
     """Nested outputs with every half-precision tensor in float32; the same object if there is none."""
-    leaves = [leaf.value for leaf in flatten(outputs)]
-    if not any(_is_half(leaf) for leaf in leaves):
-        return outputs
-    return unflatten(outputs, (leaf.float() if _is_half(leaf) else leaf for leaf in leaves))
+    return mapped(outputs, lambda leaf: leaf.float() if _is_half(leaf) else leaf)
 
 
 def _is_half(value: Any) -> bool:

@@ -40,6 +40,15 @@ def unflatten(tree: Any, values: Iterator[Any], opaque: Opaque | None = None) ->
     return _with_parts(tree, [unflatten(part, values, opaque) for _, part in parts])
 
 
+def mapped(tree: Any, function: Callable[[Any], Any], opaque: Opaque | None = None) -> Any:
+    """`tree` with `function` of each leaf; the very same object where that gives every leaf back."""
+    old = [leaf.value for leaf in flatten(tree, opaque)]
+    new = [function(value) for value in old]
+    if all(now is before for now, before in zip(new, old, strict=True)):
+        return tree
+    return unflatten(tree, iter(new), opaque)
+
+
 def _walk(tree: Any, path: str, opaque: Opaque | None) -> Iterator[Leaf]:
     if tree is None:
         return

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from diag.engine.trees import flatten, unflatten
+from diag.engine.trees import flatten, mapped, unflatten
 
 Point = namedtuple("Point", "x y")
 
@@ -98,3 +98,10 @@ def test_opaque_containers_are_leaves() -> None:
     leaves = flatten(tree, opaque)
     assert [leaf.value for leaf in leaves] == [["a", "b"], 1]
     assert unflatten(tree, iter("xy"), opaque) == {"words": "x", "n": ("y",)}
+
+
+def test_a_nest_none_of_whose_leaves_changes_is_the_same_object() -> None:
+    nest = {"a": [1, 2], "b": (3, None)}
+    assert mapped(nest, lambda leaf: leaf) is nest
+    assert mapped(nest, lambda leaf: -leaf) == {"a": [-1, -2], "b": (-3, None)}
+    assert mapped(nest, repr, lambda value: isinstance(value, list))["a"] == "[1, 2]"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from diag.engine.big.layout import Slot
-from diag.engine.trees import flatten, unflatten
+from diag.engine.trees import flatten, mapped
 from diag.errors import DiagError
 
 
@@ -211,10 +211,7 @@ def moved(tree: Any, device: torch.device) -> Any:
 
     (A cache that a layer fills in place must stay the caller's.)
     """
-    leaves = [leaf.value for leaf in flatten(tree)]
-    if not any(isinstance(leaf, torch.Tensor) and leaf.device != device for leaf in leaves):
-        return tree
-    return unflatten(tree, iter(x.to(device) if isinstance(x, torch.Tensor) else x for x in leaves))
+    return mapped(tree, lambda x: x.to(device) if isinstance(x, torch.Tensor) else x)
 
 
 def _device_in(tree: Any) -> torch.device | None:

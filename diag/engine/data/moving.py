@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diag.engine.trees import flatten, unflatten
+from diag.engine.trees import mapped
 
 
 def to_device(batch: Any, device: torch.device, non_blocking: bool) -> Any:
@@ -15,11 +15,7 @@ def to_device(batch: Any, device: torch.device, non_blocking: bool) -> Any:
 
     Nested dicts, lists, tuples, named tuples and dataclasses are copied if anything in them moves.
     """
-    values = [leaf.value for leaf in flatten(batch, _movable)]
-    moved = [_moved(value, device, non_blocking) for value in values]
-    if all(new is old for new, old in zip(moved, values, strict=True)):
-        return batch
-    return unflatten(batch, iter(moved), _movable)
+    return mapped(batch, lambda leaf: _moved(leaf, device, non_blocking), _movable)
 
 
 def _movable(value: Any) -> bool:
