@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from diag.engine.amounts import bytes_of, in_words
 from diag.engine.big import infer_device_map, init_empty_weights
 from diag.engine.big.plan import Part, assign
-from diag.engine.big.sizes import bytes_of, in_words, place_of, require_present, rooms_of
+from diag.engine.big.sizes import place_of, require_present, rooms_of
 from diag.errors import DiagError
 from helpers.bigmodels import TinyLM
 
@@ -203,7 +204,15 @@ def test_what_cannot_be_read_is_said(arguments: dict[str, Any], words: str) -> N
 
 @pytest.mark.parametrize(
     ("text", "num_bytes"),
-    [(1024, 1024), ("1024", 1024), ("2KB", 2000), ("2KiB", 2048), ("1.5 gib", 3 << 29), ("0", 0)],
+    [
+        (1024, 1024),
+        ("1024", 1024),
+        ("2KB", 2000),
+        ("2KiB", 2048),
+        ("1.5 gib", 3 << 29),
+        ("0", 0),
+        ("7B", 7),
+    ],
 )
 def test_amounts(text: object, num_bytes: int) -> None:
     assert bytes_of(text) == num_bytes

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from diag.engine import torch_private
+from diag.engine import amounts, torch_private
 from diag.engine.options import DDPOptions
-from diag.engine.placement import choose_strategy, free_bytes, memory
+from diag.engine.placement import choose_strategy, free_bytes
 from diag.engine.process import Process
 
 MIB = 1 << 20
@@ -140,8 +140,8 @@ def test_one_process_and_a_torch_without_fsdp(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_containers_limit_counts_and_ranks_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "memory_limit", lambda: (100, 40))
+    monkeypatch.setattr(amounts, "memory_limit", lambda: (100, 40))
     one = Process(0, 0, 1, 3, torch.device("cpu"), None)
     assert free_bytes(one) == 20
-    monkeypatch.setattr(memory, "memory_limit", lambda: None)
+    monkeypatch.setattr(amounts, "memory_limit", lambda: None)
     assert free_bytes(one) > 1 << 20

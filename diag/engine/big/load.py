@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from diag.engine.amounts import in_words
 from diag.engine.big.checkpointfiles import open_checkpoint
 from diag.engine.big.devicemap import DType, classes_in, dtype_in, infer_device_map, places_in
 from diag.engine.big.dispatch import Needs, Weight, dispatch, is_dispatched
@@ -21,7 +22,7 @@ from diag.engine.big.homes import Homes, find_homes
 from diag.engine.big.layout import ModelTensor, sites_of, tensors_of
 from diag.engine.big.match import match
 from diag.engine.big.safefile import Stored, converted_bytes, read_header, write_safefile
-from diag.engine.big.sizes import DISK, Device, device_of, in_words, place_of, require_present
+from diag.engine.big.sizes import DISK, Device, device_of, place_of, require_present
 from diag.errors import DiagError
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from diag.engine.big.sizes import computes, in_words
+from diag.engine.amounts import in_words
+from diag.engine.big.sizes import computes
 from diag.errors import DiagError
 
 

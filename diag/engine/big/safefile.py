@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from diag.engine.big.sizes import in_words
+from diag.engine.amounts import in_words
 from diag.errors import DiagError
 
 _DTYPES = {

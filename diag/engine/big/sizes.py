@@ -1,15 +1,13 @@
-"""Amounts of memory and names of places, as users write them and as the machine has them."""
+"""Places for weights, as users name them, and what each may hold."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
-import psutil
 import torch
 
-from diag.doctor.facts_cgroup import memory_limit
+from diag.engine.amounts import bytes_of, free_on_host
 from diag.errors import DiagError
 
 Device = int | str
@@ -17,9 +15,6 @@ Device = int | str
 
 DISK = "disk"
 _SHARE = 0.9  # of what is free; activations and the allocator's slack need the rest
-_SCALES = {"": 1, **{f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}} | {
-    f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)
-}
 
 
 def place_of(device: object) -> str:
@@ -102,42 +97,9 @@ def _stated(max_memory: Mapping[Device, int | str]) -> dict[str, int]:
     return {place_of(device): bytes_of(amount) for device, amount in max_memory.items()}
 
 
-def bytes_of(amount: object) -> int:
-    """Bytes in 1024, "20GiB" or "1.5 GB".
-
-    Raises:
-        DiagError: it is no amount of memory.
-    """
-    text = str(amount).strip().upper()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]I?B|)", text)
-    if match is None:
-        raise DiagError(
-            "bad-amount",
-            f"{amount!r} is no amount of memory.",
-            hint="Write bytes (1024) or a unit: '20GiB', '500MB'.",
-        )
-    return int(float(match[1]) * _SCALES[match[2]])
-
-
-def in_words(num_bytes: float) -> str:
-    """Bytes in the binary unit in which they are below 1000: "1.46 GiB"."""
-    units = iter(("B", "KiB", "MiB", "GiB", "TiB"))
-    unit = next(units)
-    while num_bytes >= 999.5 and (larger := next(units, None)):
-        num_bytes, unit = num_bytes / 1024, larger
-    return f"{num_bytes:.3g} {unit}"
-
-
 def _free() -> dict[str, int]:
     gpus = {
         f"cuda:{i}": int(torch.cuda.mem_get_info(i)[0] * _SHARE)
         for i in range(torch.cuda.device_count())
     }
-    return gpus | {"cpu": int(_free_on_host() * _SHARE)}
-
-
-def _free_on_host() -> int:
-    # In a container the host's free memory is not ours: past the group's limit we are killed.
-    group = memory_limit()
-    allowed = [max(0, group[0] - group[1])] if group else []
-    return int(min([psutil.virtual_memory().available, *allowed]))
+    return gpus | {"cpu": int(free_on_host() * _SHARE)}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diag.engine.amounts import bytes_of
 from diag.engine.checkpoint.directories import sync
 from diag.engine.checkpoint.labelled import is_checkpoint
 from diag.engine.checkpoint.together import PATIENCE_S, meet, on_main
@@ -22,8 +23,6 @@ from diag.engine.placement.shards import is_sharded
 from diag.engine.process import Process
 from diag.errors import DiagError
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B", re.IGNORECASE)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _INCOMPLETE = ".incomplete"
 
@@ -86,7 +85,7 @@ def save_model(
         DiagError: safetensors is not installed; the directory is a file; a state that is no
             tensor; an unreadable size.
     """
-    limit = parse_size(max_shard_size)
+    limit = bytes_of(max_shard_size)
     form = _safetensors_form() if safe_serialization else _BIN
     sharded = any(map(is_sharded, model_state(model).values()))
     state = get_state_dict(model, process, patience_s=patience_s)
@@ -99,24 +98,6 @@ def save_model(
         on_main(process, write)
     elif process.is_main:
         write()
-
-
-def parse_size(size: int | str) -> int:
-    """Bytes of `5000`, `"500MB"`, `"1.5GiB"`.
-
-    Raises:
-        DiagError: not a positive size.
-    """
-    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
-    if match is not None:
-        size = int(float(match[1]) * _UNITS[(match[2] or "").upper()])
-    if not isinstance(size, int) or size < 1:
-        raise DiagError(
-            "bad-shard-size",
-            f"max_shard_size {size!r} is not a size.",
-            "Give bytes as a number, or a number with KB, MB, GB, KiB, MiB or GiB: '5GB'.",
-        )
-    return size
 
 
 def drop_tied(state: dict[str, Any], model: nn.Module) -> dict[str, str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 import torch.distributed as dist
 
-from diag.doctor.facts_cgroup import memory_limit
+from diag.engine.amounts import free_on_host
 from diag.engine.process import Process
 
 
@@ -18,7 +17,7 @@ def free_bytes(process: Process) -> int:
     if process.device.type == "cuda":
         free = _free_on_gpu(process.device)
     else:
-        free = _free_on_host() // process.local_world_size
+        free = free_on_host() // process.local_world_size
     if not process.distributed:
         return free
     least = torch.tensor(free, device=process.device)
@@ -30,9 +29,3 @@ def _free_on_gpu(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     # What torch's allocator holds without a tensor in it can be given out again.
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _free_on_host() -> int:
-    available = int(psutil.virtual_memory().available)
-    limit = memory_limit()
-    return available if limit is None else max(0, min(available, limit[0] - limit[1]))
