@@ -34,6 +34,8 @@ class DiagError(Exception):
         self, slug: str, what: str, hint: str = "", exit_code: int = ExitCode.DIAG_FAILED
     ) -> None:
         super().__init__(what)
+        if hint:
+            self.add_note(f"hint: {hint}")  # a traceback shows it where no command prints it
         self.slug = slug
         self.what = what
         self.hint = hint

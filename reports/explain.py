@@ -164,7 +164,6 @@ def _situation(loaded: Loaded, case: Case, ratio: float | None) -> Situation:
 
 
 def _run_summary(loaded: Loaded, bases: Sequence[Loaded], unit: Unit) -> RunSummary:
-    facts = loaded.run.facts
     return RunSummary(
         name=loaded.run.name,
         world_size=loaded.run.world_size,

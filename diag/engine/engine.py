@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
+import textwrap
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -190,7 +191,7 @@ class Engine(TrainingSurface, DataSurface, CollectSurface, ProcessSurface, State
         undecided = self._models.strategy == "auto"
         self._models.decide(models, optimizers)
         if undecided and self.why_strategy and self.is_main_process:
-            print(f"diag: {self.why_strategy}", file=sys.stderr, flush=True)
+            print(textwrap.fill(f"diag: {self.why_strategy}", 80), file=sys.stderr, flush=True)
 
     def prepare_model(
         self, model: Model, device_placement: bool | None = None, evaluation_mode: bool = False

@@ -48,7 +48,8 @@ def describe_failure(
         hints.insert(0, _SIGNAL_HINTS.get(failure.signal_name, ""))
     elif outcome is not None and outcome.error is not None:
         what = f"{who} failed: {one_line(outcome.error)}"
-        hints.insert(0, _rehearsal_hint(outcome.error) if rehearsal else "")
+        own = str(outcome.error.get("hint") or "").rstrip(".")
+        hints.insert(0, own or (_rehearsal_hint(outcome.error) if rehearsal else ""))
     else:
         what = f"{who} exited with code {failure.exit_code}"
     evidence = outcome.traceback if outcome is not None else ""

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import diag
+from diag.errors import DiagError
 
 _PACKAGE = os.path.dirname(os.path.abspath(diag.__file__))
 # Where a rank's own machinery lies; an error in diag's other parts is worth its full traceback.
@@ -51,7 +52,7 @@ def _is_hidden(entry: TracebackType) -> bool:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """{type, message, file, line, function} of `error`: the innermost place in the user's code."""
+    """{type, message, file, line, function, hint} of `error`: the innermost place in the user's code."""
     place = user_entry(error.__traceback__)
     code = place.tb_frame.f_code if place else None
     return {
@@ -60,7 +61,13 @@ def describe(error: BaseException) -> dict[str, Any]:
         "file": code.co_filename if code else None,
         "line": place.tb_lineno if place else None,
         "function": code.co_name if code else None,
+        "hint": hint_of(error),
     }
+
+
+def hint_of(error: BaseException) -> str:
+    """What diag's own errors advise; "" for all others."""
+    return error.hint if isinstance(error, DiagError) else ""
 
 
 def message_of(error: BaseException) -> str:

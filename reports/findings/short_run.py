@@ -15,8 +15,8 @@ _NEVER_STEPPED = (
 )
 _NEVER_SYNCHRONIZED = (
     "These steps ended without the ranks having reduced their gradients: each trained a model of "
-    "its own. Wrap the model in DistributedDataParallel or fully_shard, and call it, not "
-    "model.module; no_sync() must end before the optimizer steps."
+    "its own. Give the model to engine.prepare (or wrap it in DistributedDataParallel or "
+    "fully_shard) and call it, not model.module; no_sync() must end before the optimizer steps."
 )
 
 

@@ -140,7 +140,7 @@ def test_preparing_apart_late_and_again(two: list[dict[str, Any]], strategy: str
 def test_auto_says_why(two: list[dict[str, Any]]) -> None:
     main, other = (found["words"] for found in two)
     assert main["strategy"] == other["strategy"] == "ddp"
-    assert main["why"].startswith("DDP: each rank needs")
+    assert main["why"].startswith("strategy DDP, since the model fits on each rank")
     assert main["printed"] == f"diag: {main['why']}\n"
     assert other["printed"] == ""
 

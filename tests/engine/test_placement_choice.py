@@ -85,14 +85,14 @@ def test_ddp_while_it_fits_beside_the_activations() -> None:
     fits = choose_strategy([module], [optimizer], job(), limit + 8)
     assert (fits.strategy, fits.available) == ("ddp", limit + 8)
     assert fits.why == (
-        "DDP: each rank needs 50.0 MiB (parameters 10.0 MiB, gradients 10.0 MiB, DDP's buckets "
-        "10.0 MiB, AdamW's state 20.0 MiB) of 83.3 MiB; 40% of it is left to activations, an "
-        "assumption."
+        "strategy DDP, since the model fits on each rank: 50.0 MiB (parameters 10.0 MiB, "
+        "gradients 10.0 MiB, DDP's buckets 10.0 MiB, AdamW's state 20.0 MiB) of 83.3 MiB; 40% of "
+        "it is left to activations, an assumption."
     )
     does_not = choose_strategy([module], [optimizer], job(), limit - 8)
     assert does_not.strategy == "fsdp"
     assert does_not.why == (
-        "FSDP: with DDP each rank would need 50.0 MiB (parameters 10.0 MiB, gradients 10.0 MiB, "
+        "strategy FSDP: with DDP each rank would need 50.0 MiB (parameters 10.0 MiB, gradients 10.0 MiB, "
         "DDP's buckets 10.0 MiB, AdamW's state 20.0 MiB), more than 50.0 MiB of its 83.3 MiB; 40% "
         "of it is left to activations, an assumption. Sharded over 4 ranks it is 10.0 MiB each."
     )

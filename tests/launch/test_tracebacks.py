@@ -8,6 +8,7 @@ import traceback
 from typing import Any
 
 import diag
+from diag.errors import DiagError
 from diag.launch import tracebacks
 
 _DIAG = os.path.dirname(os.path.abspath(diag.__file__))
@@ -70,6 +71,7 @@ def test_the_place_is_the_innermost_of_the_users_own() -> None:
         "file": "/home/me/train.py",
         "line": 3,
         "function": "<module>",
+        "hint": "",
     }
 
 
@@ -81,3 +83,9 @@ def test_messages_are_bounded_and_may_be_broken() -> None:
     assert len(tracebacks.message_of(ValueError("x" * 10_000))) == 2_000
     assert tracebacks.message_of(Broken()) == "<its message cannot be shown>"
     assert tracebacks.describe(Broken())["file"] is None
+
+
+def test_an_error_of_diag_s_own_takes_its_hint_along() -> None:
+    error = DiagError("no-tea", "There is no tea.", "Put the kettle on.")
+    assert tracebacks.describe(error)["hint"] == "Put the kettle on."
+    assert "hint: Put the kettle on." in "".join(traceback.format_exception(error))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from diag.engine import torch_private, wire
 from diag.engine.agreement import name_ranks
+from diag.engine.logs import get_logger
 from diag.engine.process import Process
 from diag.errors import DiagError, ExitCode
 
@@ -16,7 +17,9 @@ T = TypeVar("T")
 
 # As long as NCCL lets a collective wait: a rank that comes later would have failed anyway.
 PATIENCE_S = 600.0
+SAYS_SO_AFTER_S = 15.0
 _PREFIX = "diag/checkpoint"
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,9 @@ def meet(process: Process, call: str, patience_s: float) -> None:
     keys = [f"{_PREFIX}/{count}/{rank}" for rank in range(process.world_size)]
     store.set(keys[process.rank], call)
     try:
-        store.wait(keys, timedelta(seconds=patience_s))
+        _wait(store, keys, call, patience_s)
     except RuntimeError as error:
-        absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        absent = _absent(store, keys)
         store.delete_key(keys[process.rank])
         store.add(f"{_PREFIX}/calls/{process.rank}", -1)
         if not absent:
@@ -118,6 +121,27 @@ def meet(process: Process, call: str, patience_s: float) -> None:
     calls = [store.get(key).decode() for key in keys]
     if len(set(calls)) > 1:
         raise _came_elsewhere(calls)
+
+
+def _wait(store: Any, keys: list[str], call: str, patience_s: float) -> None:
+    """Wait for every key, and say for whom if that takes long: a user may be watching."""
+    first = min(patience_s, SAYS_SO_AFTER_S)
+    try:
+        store.wait(keys, timedelta(seconds=first))
+    except RuntimeError:
+        absent = _absent(store, keys)
+        if first >= patience_s or not absent:
+            raise
+        _logger.warning(
+            f"{call} has waited {first:g} s for {name_ranks(absent)}: every rank must make this "
+            f"call. It gives up after {patience_s:g} s.",
+            main_process_only=False,
+        )
+        store.wait(keys, timedelta(seconds=patience_s - first))
+
+
+def _absent(store: Any, keys: list[str]) -> list[int]:
+    return [rank for rank, key in enumerate(keys) if not store.check([key])]
 
 
 def _did_not_come(call: str, absent: list[int], patience_s: float) -> DiagError:

@@ -79,14 +79,20 @@ def choose_strategy(
         return Choice("none", "one process: nothing to distribute.", need.total, available)
     kept = f"{ACTIVATION_SHARE:.0%} of it is left to activations, an assumption"
     if need.total <= usable:
-        why = f"DDP: each rank needs {_words(need.total)} ({need}) of {_words(available)}; {kept}."
+        why = (
+            f"strategy DDP, since the model fits on each rank: {_words(need.total)} ({need}) "
+            f"of {_words(available)}; {kept}."
+        )
         return Choice("ddp", why, need.total, available)
     if not torch_private.runs_fsdp(process.device):
-        why = f"DDP, since torch {torch.__version__} cannot run FSDP on the CPU; each rank would need {_words(need.total)} of {_words(available)}."
+        why = (
+            f"strategy DDP, since torch {torch.__version__} cannot run FSDP on the CPU; each rank "
+            f"would need {_words(need.total)} of {_words(available)}."
+        )
         return Choice("ddp", why, need.total, available)
     share = (need.total - need.buckets) // process.world_size
     why = (
-        f"FSDP: with DDP each rank would need {_words(need.total)} ({need}), more than "
+        f"strategy FSDP: with DDP each rank would need {_words(need.total)} ({need}), more than "
         f"{_words(usable)} of its {_words(available)}; {kept}. Sharded over {process.world_size} "
         f"ranks it is {_words(share)} each"
     )
