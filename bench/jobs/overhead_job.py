@@ -14,8 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # bench/, for machine.py
+
 import torch
 import torch.distributed as dist
+from machine import Stolen
 from planted_job import SleepingDevice
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -132,12 +135,14 @@ def main() -> None:
     capture.tracker.on_step = note
     background = -(capture.writer.flush_cost_ns + capture.pulse.cost_ns)
     began = time.perf_counter()
-    with_probes, without = [], []
+    with_probes, without, stolen = [], [], []
     for _ in range(blocks):
+        robbed = Stolen()
         with_probes.append([probed.step() for _ in range(steps)][1:])
         instruments.off()
         plain.step()
         without.append([plain.step() for _ in range(steps)][1:])
+        stolen.append(robbed.share())
         instruments.on()
         probed.step()
     wall = time.perf_counter() - began
@@ -149,7 +154,7 @@ def main() -> None:
         print(
             json.dumps(
                 {
-                    "with": with_probes, "without": without, "self_ns": told, "buckets": buckets,
+                    "with": with_probes, "without": without, "stolen": stolen, "self_ns": told, "buckets": buckets,
                     # Half of the wall clock ran with the probes in place.
                     "background_share": background / 1e9 / (wall / 2), "failures": failures,
                 }

@@ -246,11 +246,16 @@ class TrainingSurface(GradientSurface):
             )
 
     def _check_parameters(self) -> None:
-        """Say once which optimizers hold parameters that nobody synchronizes."""
+        """Say once what is trained and not synchronized: all of it, or parameters of an optimizer."""
         if self._checked_parameters or not self.process.distributed:
             return
         self._checked_parameters = True
         known = {id(p) for p in self._models.parameters()}
+        if not known:
+            _logger.warning(
+                f"No model was prepared, so each of the {self.process.world_size} ranks trains one "
+                "of its own. Give it to engine.prepare before the training."
+            )
         for optimizer in self._optimizers:
             strays = [p for g in optimizer.param_groups for p in g["params"] if id(p) not in known]
             if strays:

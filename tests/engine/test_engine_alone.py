@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +343,21 @@ def test_the_package_offers_what_it_lists() -> None:
     assert set(diag.__all__) <= set(dir(diag))
     with pytest.raises(AttributeError):
         _ = diag.nonsense
+
+
+def test_training_what_was_never_prepared_on_several_ranks_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = Engine()
+    engine.process = replace(engine.process, world_size=2)
+    model = nn.Linear(2, 1)
+    for _ in range(2):
+        engine.backward(model(torch.ones(1, 2)).sum())
+    assert caplog.text.count("No model was prepared, so each of the 2 ranks trains") == 1
+
+
+def test_a_single_process_may_train_what_was_never_prepared(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Engine().backward(nn.Linear(2, 1)(torch.ones(1, 2)).sum())
+    assert "No model was prepared" not in caplog.text
