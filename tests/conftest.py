@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Started once per process by the standard library or torch, and meant to stay.
 _RESIDENT_THREADS = ("asyncio_", "pymp-", "QueueFeederThread")
@@ -19,6 +20,13 @@ _RESIDENT_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.fork
 _FOREIGN_VARIABLES = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "HF_", "TOKENIZERS_", "CUDA_MODULE_")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 3.0
+
+# On a busy machine drawing examples is slow; that is no fault of what is tested.
+settings.register_profile("diag", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("diag")
+# A shell that starts the suite in the background has it ignore Ctrl-C, and what it starts too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

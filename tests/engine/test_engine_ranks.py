@@ -141,7 +141,8 @@ def test_auto_says_why(two: list[dict[str, Any]]) -> None:
     main, other = (found["words"] for found in two)
     assert main["strategy"] == other["strategy"] == "ddp"
     assert main["why"].startswith("strategy DDP, since the model fits on each rank")
-    assert main["printed"] == f"diag: {main['why']}\n"
+    assert main["printed"].split() == f"diag: {main['why']}".split()
+    assert max(map(len, main["printed"].splitlines())) <= 80
     assert other["printed"] == ""
 
 

@@ -178,7 +178,7 @@ def test_what_differs_is_refused_in_words_with_both_values(
 def test_a_negative_number_is_a_value_and_no_option(tmp_path: Path) -> None:
     run = record(tmp_path, "run", 2, script_args=["--shift", "-1.5"])
     base = record(tmp_path, "base", 1, script_args=["--shift", "-2"])
-    with pytest.raises(DiagError, match=r"arguments: --shift -1\.5 against -2$"):
+    with pytest.raises(DiagError, match=r"arguments: --shift -1\.5 against -2\n"):
         check_baseline(run, base, force=False)
 
 
