@@ -13,7 +13,14 @@ import argparse
 from collections.abc import Iterable, Iterator
 
 import torch
-from charlm_model import CharGPT, Windows, loss_of, parameters_of, read_standard_library
+from charlm_model import (
+    CharGPT,
+    Windows,
+    arguments,
+    loss_of,
+    parameters_of,
+    read_standard_library,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -71,19 +78,5 @@ def train(args: argparse.Namespace) -> None:
     engine.end_training()  # <- added
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=8, help="windows per rank and step")
-    parser.add_argument("--context", type=int, default=128, help="characters per window")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--eval-every", type=int, default=50, metavar="STEPS")
-    train(parser.parse_args())
-
-
 if __name__ == "__main__":
-    main()
+    train(arguments(__doc__))

@@ -17,7 +17,14 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from charlm_model import CharGPT, Windows, loss_of, parameters_of, read_standard_library
+from charlm_model import (
+    CharGPT,
+    Windows,
+    arguments,
+    loss_of,
+    parameters_of,
+    read_standard_library,
+)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
@@ -84,17 +91,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=8, help="windows per rank and step")
-    parser.add_argument("--context", type=int, default=128, help="characters per window")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--eval-every", type=int, default=50, metavar="STEPS")
-    args = parser.parse_args()
+    args = arguments(__doc__)
 
     device = torch.device("cpu")
     if torch.cuda.is_available():

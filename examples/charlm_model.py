@@ -5,6 +5,8 @@ The text is the source of Python's own standard library: real data that every ma
 
 from __future__ import annotations
 
+import argparse
+import re
 import sysconfig
 from pathlib import Path
 
@@ -84,3 +86,18 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def parameters_of(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def arguments(doc: str | None) -> argparse.Namespace:
+    """The command line of both examples; `doc` begins with what --help says."""
+    parser = argparse.ArgumentParser(description=re.split(r"[:.]\s", doc or "")[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=8, help="windows per rank and step")
+    parser.add_argument("--context", type=int, default=128, help="characters per window")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--eval-every", type=int, default=50, metavar="STEPS")
+    return parser.parse_args()

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -148,17 +149,17 @@ def set_device_speed(
     own.forward_s += plan.delay_s("own-forward", step)
 
 
+@dataclass
 class TorchLoop:
     """A micro-batch as torch alone does it."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loader: torch.utils.data.DataLoader[torch.Tensor],
-        options: argparse.Namespace,
-    ) -> None:
-        self.model, self.optimizer, self.batches = model, optimizer, iter(loader)
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: torch.utils.data.DataLoader[torch.Tensor]
+    options: argparse.Namespace
+
+    def __post_init__(self) -> None:
+        self.batches = iter(self.loader)
 
     def train(self, x: torch.Tensor) -> torch.Tensor:
         loss = self.model(x).pow(2).mean()
@@ -168,26 +169,23 @@ class TorchLoop:
         return loss
 
 
-class EngineLoop:
+@dataclass
+class EngineLoop(TorchLoop):
     """A micro-batch of the engine's, accumulated."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loader: torch.utils.data.DataLoader[torch.Tensor],
-        options: argparse.Namespace,
-    ) -> None:
+    def __post_init__(self) -> None:
         from diag import Engine
         from diag.engine.options import FSDPOptions
 
         self.engine = Engine(
-            strategy=options.model.removeprefix("engine-"),
-            gradient_accumulation_steps=options.accumulate,
+            strategy=self.options.model.removeprefix("engine-"),
+            gradient_accumulation_steps=self.options.accumulate,
             fsdp=FSDPOptions(wrap_classes=("Block",)),
         )
-        self.model, self.optimizer, loader = self.engine.prepare(model, optimizer, loader)
-        self.batches = iter(loader)
+        self.model, self.optimizer, self.loader = self.engine.prepare(
+            self.model, self.optimizer, self.loader
+        )
+        super().__post_init__()
 
     def train(self, x: torch.Tensor) -> torch.Tensor:
         with self.engine.accumulate(self.model):
