@@ -9,8 +9,9 @@ from diag.reports.model import ProbeOverhead
 def probe_overhead(loaded: Loaded) -> ProbeOverhead:
     """Share of the used steps that the probes took on the costliest rank.
 
-    The probes count their own time inside each step, the writer's flushes and the gauges of
-    background threads included: on a busy machine those take time from the training as well.
+    The probes time their own calls in every eighth step, which stands for the seven after it;
+    the writer's flushes and the gauges of background threads are included in full: on a busy
+    machine those take time from the training as well.
     """
     panel, used = loaded.panel, loaded.used
     if not loaded.has_steps:

@@ -71,7 +71,7 @@ STEPS = pa.schema(
         ("samples", pa.int64()),  # null: unknown or inconsistent
         ("tokens", pa.int64()),  # null: not a token model
         ("micro_batches", pa.int32()),
-        ("probe_ns", pa.int64()),  # the probes' own time inside this step
+        ("probe_ns", pa.int64()),  # the probes' own time a step, timed in every eighth
         ("flags", pa.int32()),  # StepFlag
     ]
 )
