@@ -7,7 +7,6 @@ Only a file that is no evidence at all, or of a newer major version, is refused.
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from diag.errors import RecordError
 from diag.record.atomic import read_json_object, write_json_atomic
 from diag.record.evidence import HangEvidence
+from diag.record.plain import plain_json
 
 # 1  first version.
 EVIDENCE_VERSION = 1
@@ -31,7 +31,7 @@ class _Misfit(Exception):
 
 def encode_evidence(evidence: HangEvidence) -> dict[str, Any]:
     """Built from dicts, lists, str, int, finite float, bool and None."""
-    plain = _plain(asdict(evidence))
+    plain = plain_json(asdict(evidence))
     return {"schema": f"{_SCHEMA}/{EVIDENCE_VERSION}", **plain}
 
 
@@ -80,17 +80,6 @@ def _check_schema(schema: object) -> None:
             f"it is {schema}; this diag reads up to {_SCHEMA}/{EVIDENCE_VERSION}",
             "read it with the diag that wrote it, or a newer one",
         )
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists, keys to str, numbers that are not finite to None: JSON has none of these."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 @cache

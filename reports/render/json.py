@@ -6,10 +6,10 @@ The schema is docs/schemas/scaling-report-1.json. Additive changes keep the numb
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from typing import Any
 
+from diag.record.plain import plain_json
 from diag.reports.model import Report
 
 SCHEMA = "diag.scaling-report/1"
@@ -41,20 +41,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "lost": report.lost,
         "probe_overhead": asdict(report.probe_overhead),
     }
-    plain = _plain(contents)
+    plain = plain_json(contents)
     assert isinstance(plain, dict)
     return plain
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists, and every number that is not finite to None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def render_json(report: Report) -> str:
